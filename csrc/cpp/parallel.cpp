@@ -1,0 +1,119 @@
+#include "parallel.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <thread>
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+#include <condition_variable>
+#include <mutex>
+#include <vector>
+#endif
+
+namespace minigpt {
+
+static int default_threads() {
+#if defined(_OPENMP)
+  return omp_get_max_threads();
+#else
+  const char* wanted = std::getenv("OMP_NUM_THREADS");
+  int n = wanted ? std::atoi(wanted) : static_cast<int>(std::thread::hardware_concurrency());
+  return n > 0 ? n : 1;
+#endif
+}
+
+static std::atomic<int> threads{default_threads()};
+
+int num_threads() { return threads; }
+void set_num_threads(int n) { threads = n; }
+
+#if defined(_OPENMP)
+
+void parallel_run(int64_t n, void (*run)(const void*, int64_t), const void* context) {
+  int wanted = n < threads ? static_cast<int>(n) : threads.load();
+  if (wanted <= 1) {
+    for (int64_t i = 0; i < n; i++) run(context, i);
+    return;
+  }
+#pragma omp parallel for schedule(dynamic) num_threads(wanted)
+  for (int64_t i = 0; i < n; i++) run(context, i);
+}
+
+#else
+
+// Workers sleep until a job arrives, then take its pieces one by one until none is left. One job runs at a time.
+class Pool {
+ public:
+  void run(int64_t n, int wanted, void (*function)(const void*, int64_t), const void* context) {
+    std::lock_guard<std::mutex> one_job(job_mutex_);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      while (static_cast<int>(workers_.size()) < wanted - 1) {
+        int id = static_cast<int>(workers_.size());
+        workers_.emplace_back([this, id, seen = generation_] { work(id, seen); });
+      }
+      function_ = function, context_ = context, n_ = n, next_ = 0;
+      helpers_ = wanted - 1, running_ = wanted - 1;
+      generation_++;
+    }
+    start_.notify_all();
+    take_pieces();
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [this] { return running_ == 0; });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+    }
+    start_.notify_all();
+    for (auto& worker : workers_) worker.join();
+  }
+
+ private:
+  void take_pieces() {
+    for (int64_t i = next_++; i < n_; i = next_++) function_(context_, i);
+  }
+
+  void work(int id, uint64_t seen) {
+    for (;;) {
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        start_.wait(lock, [&] { return stop_ || generation_ != seen; });
+        if (stop_) return;
+        seen = generation_;
+        if (id >= helpers_) continue;
+      }
+      take_pieces();
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex job_mutex_, mutex_;
+  std::condition_variable start_, done_;
+  std::vector<std::thread> workers_;
+  void (*function_)(const void*, int64_t) = nullptr;
+  const void* context_ = nullptr;
+  int64_t n_ = 0;
+  std::atomic<int64_t> next_{0};
+  int helpers_ = 0, running_ = 0;
+  uint64_t generation_ = 0;
+  bool stop_ = false;
+};
+
+void parallel_run(int64_t n, void (*run)(const void*, int64_t), const void* context) {
+  int wanted = n < threads ? static_cast<int>(n) : threads.load();
+  if (wanted <= 1) {
+    for (int64_t i = 0; i < n; i++) run(context, i);
+    return;
+  }
+  static Pool pool;
+  pool.run(n, wanted, run, context);
+}
+
+#endif
+
+}  // namespace minigpt

@@ -1,0 +1,36 @@
+"""The mirror: one set of operations, one file a backend.
+
+    ops = minigpt.ops.load("cpp")         # or "numpy", the specification
+    y, mean, rstd = ops.layernorm_forward(x, weight, bias)
+
+Every backend is a module with the same functions in the same order; read numpy_ops.py first.
+"""
+
+import importlib
+
+BACKENDS = ("numpy", "cpp")
+
+
+def load(name):
+    """The module that holds the operations of one backend. ValueError for an unknown name; ImportError, saying why
+    in one line, for one that does not load on this machine."""
+    if name not in BACKENDS:
+        raise ValueError(f"ops.load: no backend named {name!r}, there are {', '.join(BACKENDS)}")
+    return importlib.import_module(f".{name}_ops", __name__)
+
+
+def available():
+    """{backend: None if it loads here, else the reason why not, in one line}."""
+    reasons = {}
+    for name in BACKENDS:
+        try:
+            load(name)
+            reasons[name] = None
+        except ImportError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def default():
+    """The fastest backend that loads here: "cpp" where it was built, else "numpy"."""
+    return "cpp" if available()["cpp"] is None else "numpy"

@@ -1,0 +1,77 @@
+"""Builds the package and its C++ kernels.
+
+The same sources are compiled once per instruction set, each time into a module of its own (minigpt._cpp_base,
+_cpp_avx2, _cpp_avx512); `minigpt.ops.cpp_ops` imports the best one that the CPU at hand can run. So one build serves
+every machine that shares the disk, and no -march=native is needed. Where there is no C++ compiler the install succeeds
+all the same, and NumPy serves.
+"""
+
+import os
+import platform
+import sys
+from glob import glob
+from pathlib import Path
+
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
+from setuptools import find_packages, setup
+
+X86_64 = platform.machine().lower() in ("x86_64", "amd64")
+ISA_FLAGS = {"base": []}
+if X86_64 and sys.platform != "win32":
+    ISA_FLAGS["avx2"] = ["-march=x86-64-v3"]
+    ISA_FLAGS["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+
+# No fast-math: NaN and infinity mean what they say. Contraction to FMA is allowed (-std=c++17 would switch it off).
+FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wno-psabi"]
+OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []  # elsewhere csrc/cpp/parallel.cpp has its own threads
+
+SOURCES = sorted(glob("csrc/bindings/*.cpp") + glob("csrc/cpp/**/*.cpp", recursive=True))
+HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
+
+
+def needs_recompile(obj, source):
+    """An object is stale when its source or any header is newer."""
+    newest = max(os.path.getmtime(path) for path in [source, *HEADERS])
+    return not os.path.exists(obj) or os.path.getmtime(obj) < newest
+
+
+class BuildKernels(build_ext):
+    def build_extensions(self):
+        try:
+            super().build_extensions()
+        except Exception as error:  # a missing or broken compiler shows itself in many ways
+            print(f"minigpt: the C++ kernels were not built, NumPy will serve instead ({error})", file=sys.stderr)
+
+    def build_extension(self, ext):
+        build_temp, self.build_temp = self.build_temp, str(Path(self.build_temp) / ext.name)
+        super().build_extension(ext)
+        self.build_temp = build_temp
+
+
+ParallelCompile("MAX_JOBS", needs_recompile=needs_recompile).install()
+setup(
+    name="minigpt",
+    version="0.1.0",
+    description="The GPT you can take apart: NumPy, C++ and CUDA under one name",
+    packages=find_packages(include=["minigpt", "minigpt.*"]),
+    python_requires=">=3.10",
+    install_requires=["numpy>=1.26"],
+    extras_require={
+        "all": ["regex", "safetensors", "tqdm", "matplotlib"],
+    },
+    entry_points={"console_scripts": ["minigpt = minigpt.cli:main"]},
+    ext_modules=[
+        Pybind11Extension(
+            f"minigpt._cpp_{isa}",
+            SOURCES,
+            include_dirs=["csrc/cpp"],
+            depends=HEADERS,
+            cxx_std=17,
+            define_macros=[("MINIGPT_MODULE", f"_cpp_{isa}")],
+            extra_compile_args=[*FLAGS, *flags, *OPENMP],
+            extra_link_args=OPENMP,
+        )
+        for isa, flags in ISA_FLAGS.items()
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)
