@@ -58,6 +58,10 @@ setup(
     install_requires=["numpy>=1.26"],
     extras_require={
         "all": ["regex", "safetensors", "tqdm", "matplotlib"],
+        "dev": [
+            "pytest", "pytest-timeout", "hypothesis", "ruff", "clang-format==23.1.5", "pybind11>=3.0", "setuptools>=77",
+            "torch==2.13.0", "transformers", "tokenizers", "tiktoken",  # the outside judges
+        ],
     },
     entry_points={"console_scripts": ["minigpt = minigpt.cli:main"]},
     ext_modules=[

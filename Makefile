@@ -1,0 +1,39 @@
+# make demo, make test: both make .venv first, install what is needed, build, and run.
+# The environment is made again when a requirement or a C++ source changes.
+
+PYTHON ?= python3
+BIN = .venv/bin
+SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+
+demo: .venv/installed
+	$(BIN)/minigpt demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -q
+
+bench: .venv/installed-dev
+	$(BIN)/minigpt bench all
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(find csrc tests -name '*.cpp' -o -name '*.h')
+
+.venv/made:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed: .venv/made $(SOURCES)
+	$(BIN)/python -m pip install -q -e ".[all]"
+	touch $@
+
+.venv/installed-dev: .venv/made $(SOURCES)
+	$(BIN)/python -m pip install -q -e ".[all,dev]"
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build minigpt/*.so *.egg-info out
+
+.PHONY: demo test test-slow bench format clean
