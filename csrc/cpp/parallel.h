@@ -1,8 +1,8 @@
-// The one place where kernels meet threads. With OpenMP the threads are OpenMP's, which torch shares, so that the two do
-// not fight over cores; without it (macOS, or a build for the thread sanitizer) they are a small pool of our own.
+// The one place where kernels meet threads. With OpenMP the threads are OpenMP's, which torch shares, so that the two
+// do not fight over cores; without it (macOS, or a build for the thread sanitizer) they are a small pool of our own.
 //
-// A kernel splits its work in pieces whose results do not depend on which thread does them: results are then the same for
-// any number of threads, bit for bit.
+// A kernel splits its work in pieces whose results do not depend on which thread does them: results are then the same
+// for any number of threads, bit for bit.
 #pragma once
 #include <cstdint>
 

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -68,8 +69,40 @@ inline float max(vec v) {
   return m;
 }
 
-// 2^n * (1 + q), with n an integral float and 1 + q in [0.7, 1.42]: n is added to the exponent field. Below the smallest
-// normal number the result is 0, above the largest it is infinity.
+// The lanes that Lane... numbers, of a (0 .. LANES-1) and b (LANES .. 2 LANES-1).
+template <int... Lane>
+inline vec shuffle(vec a, vec b, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Lane...);
+#else
+  return __builtin_shuffle(a, b, ivec{Lane...});
+#endif
+}
+
+// a0 b0 a1 b1 ... from the lower halves of a and b (half = 0) or from the upper ones (half = 1).
+template <int half, int... i>
+inline vec interleave(vec a, vec b, std::integer_sequence<int, i...>) {
+  return shuffle(a, b, std::integer_sequence<int, (half * LANES + i) / 2 + i % 2 * LANES...>{});
+}
+
+// Transposes ROWS (a power of two) vectors in registers: read one after the other they then hold lane 0 of every row,
+// lane 1 of every row, and so on. Number the elements in binary, row bits first: a round that interleaves the first
+// half of the rows with the second turns that number left by one bit, so log2(ROWS) rounds bring the lane to the front.
+template <int ROWS>
+inline void transpose(vec (&v)[ROWS]) {
+  constexpr auto all = std::make_integer_sequence<int, LANES>{};
+  for (int round = 1; round < ROWS; round *= 2) {
+    vec w[ROWS];
+    for (int i = 0; i < ROWS / 2; i++) {
+      w[2 * i] = interleave<0>(v[i], v[i + ROWS / 2], all);
+      w[2 * i + 1] = interleave<1>(v[i], v[i + ROWS / 2], all);
+    }
+    for (int i = 0; i < ROWS; i++) v[i] = w[i];
+  }
+}
+
+// 2^n * (1 + q), with n an integral float and 1 + q in [0.7, 1.42]: n is added to the exponent field. Below the
+// smallest normal number the result is 0, above the largest it is infinity.
 inline vec scale_by_power_of_two(vec mantissa, vec n) {
   vec clamped = n < -126.0f ? broadcast(-126.0f) : (n > 127.0f ? broadcast(127.0f) : n);
   ivec bits = (ivec)mantissa + (__builtin_convertvector(clamped, ivec) << 23);
