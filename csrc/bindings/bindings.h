@@ -39,4 +39,6 @@ Function* pick(const Rung<Function> (&ladder)[N], const py::object& name) {
   return ladder[i].run;
 }
 
+void bind_machine_limits(py::module_& m);
+
 }  // namespace minigpt
