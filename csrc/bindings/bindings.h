@@ -39,6 +39,7 @@ Function* pick(const Rung<Function> (&ladder)[N], const py::object& name) {
   return ladder[i].run;
 }
 
+void bind_attention(py::module_& m);
 void bind_machine_limits(py::module_& m);
 
 }  // namespace minigpt

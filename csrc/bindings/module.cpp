@@ -36,5 +36,6 @@ PYBIND11_MODULE(MINIGPT_MODULE, m) {
   m.def("cpu_isas", &cpu_isas);
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads);
+  bind_attention(m);
   bind_machine_limits(m);
 }

@@ -35,8 +35,61 @@ def _load():
 
 
 _C = _load()
-kernels = {}
+kernels = {
+    "attention_forward": _C.attention_forward_kernels,
+    "attention_backward": _C.attention_backward_kernels,
+}
 
 
 def set_num_threads(n):
     _C.set_num_threads(n)
+
+
+def _float32(op, name, x):
+    if x.dtype != np.float32:
+        raise TypeError(f"{op}: {name} is {x.dtype}, must be float32 in the C++ backend")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# attention
+
+
+def _walkable(x):
+    """Whether the attention kernels can go through x by its strides."""
+    return x.flags.aligned and (x.strides[-1] == x.itemsize or x.shape[-1] == 1)
+
+
+def _heads(x):
+    return x if _walkable(x) else np.ascontiguousarray(x)
+
+
+def _heads_out(x, shape):
+    return x if x is not None and _walkable(x) else np.empty(shape, np.float32)
+
+
+def _deliver(result, wanted):
+    """The result, copied into the caller's array where the kernel could not write there itself."""
+    if wanted is None or wanted is result:
+        return result
+    wanted[...] = result
+    return wanted
+
+
+def attention_forward(q, k, v, causal=True, scale=None, *, kernel=None, out=None):
+    scale = check.attention_forward(q, k, v, scale, kernel, kernels, out)
+    _float32("attention_forward", "q", q)
+    o, lse = out or (None, None)
+    o_result = _heads_out(o, q.shape)
+    lse_result = lse if lse is not None and lse.flags.c_contiguous else np.empty(q.shape[:3], np.float32)
+    _C.attention_forward(_heads(q), _heads(k), _heads(v), causal, scale, kernel, o_result, lse_result)
+    return _deliver(o_result, o), _deliver(lse_result, lse)
+
+
+def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kernel=None, grads=None):
+    scale = check.attention_backward(dout, q, k, v, out, lse, scale, kernel, kernels, grads)
+    _float32("attention_backward", "q", q)
+    dq, dk, dv = grads or (None, None, None)
+    results = _heads_out(dq, q.shape), _heads_out(dk, k.shape), _heads_out(dv, v.shape)
+    _C.attention_backward(_heads(dout), _heads(q), _heads(k), _heads(v), _heads(out), np.ascontiguousarray(lse),
+                          causal, scale, kernel, *results)
+    return tuple(_deliver(result, wanted) for result, wanted in zip(results, (dq, dk, dv), strict=True))

@@ -1,0 +1,69 @@
+// Attention: out = softmax(scale q k^T) v, row by row, and its gradients.
+//
+// The ladder, forward:                             backward:
+//   naive           the definition, in three passes    naive           the definition, from lse
+//   online_softmax  one pass, a running maximum
+//
+// q, out and their gradients are (B, H, Tq, D); k and v are (B, Hkv, Tk, D); lse is (B, H, Tq).
+#pragma once
+#include <cstdint>
+#include <limits>
+
+#include "ladder.h"
+
+namespace minigpt {
+
+// A (B, heads, T, D) array whose last stride is 1. Heads are usually views of a packed (B, T, 3C) projection.
+template <class Float>
+struct Heads {
+  Float* data;
+  int64_t batch_stride, head_stride, row_stride;
+
+  Float* row(int64_t b, int64_t h, int64_t t) const {
+    return data + b * batch_stride + h * head_stride + t * row_stride;
+  }
+};
+
+struct AttentionShape {
+  int64_t B, H, Hkv, Tq, Tk, D;
+  bool causal;
+  float scale;
+
+  int64_t group() const { return H / Hkv; }  // query head h reads key head h / group()
+
+  // How many keys query i sees, always the first ones. The last query sees the last key: a few new queries over a long
+  // cache of keys are the last rows of the square, and the first queries of a block longer than its keys see nothing.
+  int64_t visible_keys(int64_t i) const {
+    if (!causal) return Tk;
+    int64_t keys = i + 1 + Tk - Tq;
+    return keys < 0 ? 0 : keys > Tk ? Tk : keys;
+  }
+  // The first query that sees key j.
+  int64_t first_query(int64_t j) const {
+    int64_t i = j - (Tk - Tq);
+    return !causal || i < 0 ? 0 : i;
+  }
+};
+
+// A query that saw no key (or only scores of -inf) has lse = -inf: the backward pass takes 0 for it, so that its
+// probabilities come out as exp(-inf) = 0 and not as exp(-inf + inf), which is NaN.
+inline float finite_lse(float lse) { return lse == -std::numeric_limits<float>::infinity() ? 0.0f : lse; }
+
+using AttentionForward = void(const AttentionShape&, Heads<const float> q, Heads<const float> k, Heads<const float> v,
+                              Heads<float> out, float* lse);
+using AttentionBackward = void(const AttentionShape&, Heads<const float> dout, Heads<const float> q,
+                               Heads<const float> k, Heads<const float> v, Heads<const float> out, const float* lse,
+                               Heads<float> dq, Heads<float> dk, Heads<float> dv);
+
+AttentionForward attention_forward_naive, attention_forward_online_softmax;
+AttentionBackward attention_backward_naive;
+
+inline constexpr Rung<AttentionForward> attention_forward_ladder[] = {
+    {"naive", attention_forward_naive},
+    {"online_softmax", attention_forward_online_softmax},
+};
+inline constexpr Rung<AttentionBackward> attention_backward_ladder[] = {
+    {"naive", attention_backward_naive},
+};
+
+}  // namespace minigpt
