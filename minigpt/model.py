@@ -311,6 +311,8 @@ class GPT:
         tokens = np.asarray(tokens)
         if tokens.ndim != 2:
             raise ValueError(f"GPT.forward: tokens has shape {tokens.shape}, must be (B, T)")
+        if cache is not None and cache.batch_size != len(tokens):
+            raise ValueError(f"GPT.forward: tokens has B = {len(tokens)}, must be the cache's, {cache.batch_size}")
         T, room = tokens.shape[1], self.config.block_size - (0 if cache is None else cache.length)
         if T > room:
             rest = "" if cache is None else f" less the {cache.length} in the cache"

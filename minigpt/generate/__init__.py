@@ -1,0 +1,94 @@
+"""Text from a model: sampling (sampling.py) over a cache of keys and values (cache.py).
+
+    model.generate(tokenizer.encode("Once"), 100, temperature=0.8, top_k=50, seed=1)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from .cache import KVCache
+from .sampling import sample
+
+__all__ = ["KVCache", "generate", "sample", "stream"]
+
+
+def generate(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+             top_p: float | None = None, seed: int | None = None, eos_token_id: int | None = None,
+             on_token: Callable | None = None, use_cache: bool = True):
+    """Continues `tokens`, a list of ids or an array (B, T), and returns it with the new tokens behind, as what it came:
+    a list, or an array (B, T + new). The other arguments are those of `stream`; `on_token` is called with each new
+    token as soon as it is there: an int for a list, an array (B,) otherwise."""
+    batch = np.asarray(tokens)
+    one = batch.ndim == 1
+    columns = [batch[None] if one else batch]                                                       # (B, T)
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, eos_token_id=eos_token_id)
+    for ids in stream(model, columns[0], max_new_tokens, use_cache=use_cache, **options):
+        columns.append(ids[:, None])                                                                # (B, 1)
+        if on_token is not None:
+            on_token(int(ids[0]) if one else ids)
+    result = np.concatenate(columns, axis=1)                                                        # (B, T + new)
+    return result[0].tolist() if one else result
+
+
+def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+           top_p: float | None = None, seed: int | None = None, eos_token_id: int | None = None,
+           use_cache: bool = True) -> Iterator[np.ndarray]:
+    """Yields the new tokens of a batch of texts one position at a time, (B,) each, at most max_new_tokens of them.
+
+    temperature, top_k and top_p: see `sample`. The same seed gives the same text; None gives another one every time.
+    With eos_token_id a text ends when it has produced that token; it goes on yielding it until all texts have ended.
+
+    A prompt longer than the model's block is cut to its last block_size tokens, with a warning. When the text outgrows
+    the block, the model goes on with the newest part of it (see `window_start`). use_cache=False computes every
+    position again for every token; it gives the same text, slowly.
+    """
+    config = model.config
+    tokens = _checked(config, tokens, max_new_tokens)
+    if tokens.shape[1] > config.block_size:
+        warnings.warn(f"generate: the prompt has {tokens.shape[1]} tokens, the model can see {config.block_size}: "
+                      "only the last ones are used", stacklevel=4)
+        tokens = tokens[:, -config.block_size:]
+    B, T = tokens.shape
+    text = np.concatenate([tokens, np.empty((B, max_new_tokens), tokens.dtype)], axis=1)            # (B, T + new)
+    rng = np.random.default_rng(seed)
+    cache = KVCache(config, B, model.dtype) if use_cache else None
+    start = 0
+    ended = np.zeros(B, bool)
+    for n in range(T, T + max_new_tokens):
+        if window_start(n, config.block_size) != start:
+            start = window_start(n, config.block_size)
+            if use_cache:
+                cache.length = 0
+        known = cache.length if use_cache else 0
+        logits = model.forward(text[:, start + known:n], cache=cache, last=True)[:, 0]              # (B, V)
+        ids = sample(logits, rng, temperature, top_k, top_p)                                        # (B,)
+        if eos_token_id is not None:
+            ids = np.where(ended, eos_token_id, ids)
+            ended |= ids == eos_token_id
+        text[:, n] = ids
+        yield ids
+        if ended.all():
+            return
+
+
+def window_start(n: int, block_size: int) -> int:
+    """Where the part of a text of n tokens begins that the model sees. While the text fits, at 0. A full block is
+    followed by its newer half, whose keys and values are computed again, because every position has changed; then it
+    grows to a full block once more. So the cost per token stays the same however long the text becomes."""
+    step = max(1, block_size // 2)
+    return max(0, -((block_size - n) // step) * step)
+
+
+def _checked(config, tokens, max_new_tokens):
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.size == 0:
+        raise ValueError(f"generate: tokens has shape {tokens.shape}, must be a list of ids or (B, T), and not empty")
+    if max_new_tokens < 0:
+        raise ValueError(f"generate: max_new_tokens is {max_new_tokens}, must be 0 or more")
+    if not config.causal:
+        raise ValueError("generate: the model has causal=False, must be causal to continue a text")
+    return tokens

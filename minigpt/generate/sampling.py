@@ -1,0 +1,48 @@
+"""From logits to the next token."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def sample(logits, rng: np.random.Generator, temperature: float = 1.0, top_k: int | None = None,
+           top_p: float | None = None) -> np.ndarray:
+    """Draws one token a row: logits (B, V) -> (B,). See `probabilities`; temperature 0 takes the likeliest token.
+    ValueError for logits that hold NaN or infinity, which only damaged weights give."""
+    _check(temperature, top_k, top_p)
+    largest = logits.max(axis=-1)                                                                   # (B,)
+    if not np.isfinite(largest).all():
+        raise ValueError(f"sample: the largest logit is {largest[~np.isfinite(largest)][0]}, must be a finite number")
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    cumulative = probabilities(logits, temperature, top_k, top_p).cumsum(axis=-1, dtype=np.float64)  # (B, V)
+    drawn = rng.random((len(logits), 1)) * cumulative[:, -1:]                                       # (B, 1)
+    return (cumulative > drawn).argmax(axis=-1)                           # the first token whose share reaches past it
+
+
+def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None):
+    """softmax(logits / temperature) over the tokens that stay in: the top_k likeliest, and of these the fewest
+    that together have a probability of top_p (Holtzman et al. 2019, arXiv:1904.09751). Tokens as likely as the last
+    one that stays stay too. logits (B, V) -> (B, V); temperature > 0."""
+    z = (logits - logits.max(axis=-1, keepdims=True)) / temperature                                 # (B, V)
+    if top_k is not None and top_k < z.shape[-1]:
+        last = np.partition(z, -top_k, axis=-1)[:, -top_k, None]                                    # (B, 1)
+        z = np.where(z < last, -np.inf, z)
+    p = np.exp(z)
+    p /= p.sum(axis=-1, keepdims=True)
+    if top_p is not None and top_p < 1:
+        ranked = np.sort(p, axis=-1)[:, ::-1]                                                       # (B, V)
+        before = ranked.cumsum(axis=-1) - ranked                          # what the likelier tokens have together
+        last = np.where(before < top_p, ranked, np.inf).min(axis=-1, keepdims=True)                 # (B, 1)
+        p = np.where(p < last, 0, p)
+        p /= p.sum(axis=-1, keepdims=True)
+    return p
+
+
+def _check(temperature, top_k, top_p):
+    if not 0 <= temperature < np.inf:
+        raise ValueError(f"sample: temperature is {temperature}, must be 0 or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"sample: top_k is {top_k}, must be 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"sample: top_p is {top_p}, must be above 0 and at most 1")
