@@ -1,0 +1,77 @@
+"""Checkpoints: folders that are complete or not there at all, whenever the process or the machine is stopped.
+
+A checkpoint is written as .checkpoint-<step>.part, brought to the disk, and only then renamed to checkpoint-<step>:
+renaming is the one thing a file system does all or nothing. One that is no longer wanted goes the same way back,
+renamed first and then deleted. So whatever is called checkpoint-<step> can be trusted, and whatever is called
+.<name>.part (files/atomic.py names them so too) is left over from a stop and can be deleted.
+
+In a checkpoint: model.safetensors, config.json and the tokenizer's files (`transformers` opens these three),
+optimizer.safetensors with both moments of AdamW, and trainer_state.json with the rest.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+
+def listed(output_dir):
+    """{step: folder} of the complete checkpoints, oldest first."""
+    found = {}
+    for path in Path(output_dir).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and path.is_dir():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def write(output_dir, step, fill):
+    """Makes checkpoint-<step>; `fill(folder)` writes its files. OSError, in one line, if there is no room for it:
+    then nothing of it is left."""
+    final = Path(output_dir) / f"checkpoint-{step}"
+    temporary = _part(final)
+    try:
+        temporary.mkdir()
+        fill(temporary)
+        for path in temporary.iterdir():
+            _to_disk(path)
+        _to_disk(temporary)
+        temporary.rename(final)
+        _to_disk(final.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = list(listed(output_dir).values())
+        advice = f"{kept[-1]} is complete, training can go on from there" if kept else "there is no earlier checkpoint"
+        raise OSError(f"{final} could not be written ({error.strerror or error}); {advice}") from error
+    return final
+
+
+def remove(folder):
+    """Deletes a checkpoint."""
+    temporary = _part(folder)
+    folder.rename(temporary)
+    shutil.rmtree(temporary)
+
+
+def leftovers(output_dir):
+    """What stopped processes left half-written."""
+    return list(Path(output_dir).glob(".*.part"))
+
+
+def remove_leftovers(output_dir):
+    for path in leftovers(output_dir):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _part(path):
+    return path.with_name(f".{path.name}.part")
+
+
+def _to_disk(path):
+    """Returns when a file's content, or a folder's list of names, is on the disk (which Windows has no call for)."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,42 @@
+"""AdamW over a model's parameters, and the global norm by which gradients are clipped."""
+
+import math
+
+import numpy as np
+
+
+class AdamW:
+    """The moments m and v of every parameter. Only matrices decay: a bias or the weight of a norm is there to shift
+    and scale, and pulling it towards 0 would do no good."""
+
+    def __init__(self, params, ops, beta1, beta2, eps, weight_decay):
+        self.params, self.ops = params, ops
+        self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
+        self.m = {name: np.zeros_like(p) for name, p in params.items()}
+        self.v = {name: np.zeros_like(p) for name, p in params.items()}
+
+    def step(self, grads, number, lr, grad_scale):
+        """Moves every parameter, in place. `number` counts the steps from 1."""
+        for name, p in self.params.items():
+            self.ops.adamw(p, grads[name], self.m[name], self.v[name], number, lr, self.beta1, self.beta2, self.eps,
+                           self.weight_decay if p.ndim == 2 else 0.0, grad_scale)
+
+    def state_dict(self):
+        return {f"{kind}.{name}": moment for kind in ("m", "v") for name, moment in getattr(self, kind).items()}
+
+    def load_state_dict(self, state):
+        for name, moment in self.state_dict().items():
+            if name not in state.keys() or state[name].shape != moment.shape:
+                found = f"has shape {state[name].shape}" if name in state.keys() else "is missing"
+                raise ValueError(f"optimizer state: {name} {found}, must be of shape {moment.shape}")
+            moment[...] = state[name]
+
+
+def global_norm(grads, ops):
+    """The length of all gradients taken as one vector."""
+    return math.sqrt(sum(ops.squared_norm(g) for g in grads.values()))
+
+
+def clip_scale(norm, max_norm):
+    """The factor that brings a gradient of length `norm` down to at most max_norm (0: no limit)."""
+    return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0

@@ -1,0 +1,355 @@
+"""The Trainer: batches in, a trained model and its log out.
+
+A run is a pure function of its arguments, its data and the model's first weights: step s always sees the same blocks
+(data.py), and everything else that the next step depends on is in the checkpoint. That is why a run that is stopped at
+any moment and resumed ends with the same bits as one that was left alone. Read `train` first, then `_step`.
+"""
+
+import json
+import math
+import signal
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..files import load_pretrained
+from ..files.atomic import atomic_write
+from ..files.safetensors import SafeTensors, write_safetensors
+from . import checkpoint, data
+from .arguments import TrainingArguments, unknown_argument
+from .optimizer import AdamW, clip_scale, global_norm
+from .plot import plot_losses
+from .progress import Progress
+from .schedule import learning_rate
+
+IGNORED = -100  # the label of a position that does not count
+
+# The arguments that the weights depend on. The length of the run joins them where the schedule stretches over it.
+EXACT = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
+         "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+         "max_grad_norm", "seed")
+
+
+@dataclass
+class TrainerState:
+    """Where a run is. Saved in every checkpoint as trainer_state.json."""
+
+    global_step: int = 0  # steps of the optimiser done
+    max_steps: int = 0
+    epoch: float = 0.0
+    best_metric: float | None = None  # the lowest eval_loss, and the checkpoint that has it
+    best_model_checkpoint: str | None = None
+    unlogged_loss: float = 0.0  # sum over the steps since the last log
+    log_history: list = field(default_factory=list)
+
+
+class TrainOutput(NamedTuple):
+    global_step: int
+    training_loss: float  # mean over the steps of this call
+    metrics: dict
+
+
+class Trainer:
+    """Trains `model` on `train_dataset`, an indexable of token blocks.
+
+    data_collator turns a list of items into {"input_ids": (B, T), "labels": (B, T)}; labels of -100 do not count.
+    Where the model is causal, position t is trained to predict label t + 1, so a block of T + 1 tokens gives T
+    positions. processing_class is the tokenizer, saved beside the weights.
+    """
+
+    def __init__(self, model, args=None, data_collator=None, train_dataset=None, eval_dataset=None,
+                 processing_class=None, **unknown):
+        for name in unknown:
+            known = ["model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class"]
+            raise unknown_argument("Trainer", name, known)
+        self.model = model
+        self.args = args or TrainingArguments()
+        self.data_collator = data_collator or data.default_data_collator
+        self.train_dataset = train_dataset
+        self.eval_dataset = eval_dataset
+        self.processing_class = processing_class
+        self.state = TrainerState()
+        self.optimizer = self._progress = None  # both made by train()
+        if self.args.eval_strategy != "no" and not eval_dataset:
+            raise ValueError(f"Trainer: eval_strategy is {self.args.eval_strategy!r}, but there is no eval_dataset")
+
+    # -----------------------------------------------------------------------------------------------------------
+    # the run
+
+    def train(self, resume_from_checkpoint=None):
+        """Trains to the end, and returns a TrainOutput.
+
+        resume_from_checkpoint: True goes on from the newest complete checkpoint in output_dir (from the beginning,
+        if there is none yet); a path, from that one. Raises ValueError if output_dir or the checkpoint does not fit,
+        OSError if output_dir cannot be written, FloatingPointError if the loss is no longer a number, and
+        KeyboardInterrupt after Ctrl-C, when everything is saved.
+        """
+        args, state = self.args, self._start(resume_from_checkpoint)
+        first, started, losses = state.global_step, time.perf_counter(), 0.0
+        self._progress = Progress(first, state.max_steps, args.disable_tqdm)
+        try:
+            with _interruptible() as interrupted:
+                self._log_clock, self._log_tokens = started, 0
+                while state.global_step < state.max_steps:
+                    losses += self._step()
+                    self._after_step()
+                    if interrupted.is_set() and state.global_step < state.max_steps:
+                        raise KeyboardInterrupt(
+                            f"stopped after step {state.global_step} of {state.max_steps}; {self._save()} is saved, "
+                            "go on with train(resume_from_checkpoint=True)")
+        finally:
+            self._progress.close()
+            self._progress = None
+        if args.save_strategy != "no":
+            self._save()
+        if args.load_best_model_at_end:
+            self._load_weights(Path(args.output_dir) / state.best_model_checkpoint)
+        self._draw()
+        mean = losses / max(1, state.global_step - first)
+        return TrainOutput(state.global_step, mean, {"train_loss": mean,
+                                                     "train_runtime": time.perf_counter() - started})
+
+    def _step(self):
+        """One step of the optimiser over all micro-batches; returns the loss. The gradients of the micro-batches are
+        divided by the targets of all of them, so they add up to the gradient of one large batch."""
+        args, state, model = self.args, self.state, self.model
+        micro_batches = list(self._micro_batches(state.global_step))
+        counts = [int(np.count_nonzero(targets != IGNORED)) for _, targets in micro_batches]
+        model.zero_grad()
+        total = 0.0
+        for (tokens, targets), count in zip(micro_batches, counts, strict=True):
+            total += count * model.forward(tokens, targets)
+            model.backward(divisor=sum(counts))
+            self._log_tokens += tokens.size
+        loss = total / max(1, sum(counts))
+        norm = global_norm(model.grads, model.ops)
+        lr = learning_rate(args, state.global_step, state.max_steps)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(self._diverged(loss, norm, lr))
+        self.optimizer.step(model.grads, state.global_step + 1, lr, clip_scale(norm, args.max_grad_norm))
+        state.global_step += 1
+        state.epoch = state.global_step * args.samples_per_step / len(self.train_dataset)
+        state.unlogged_loss += loss
+        self._last = {"grad_norm": norm, "learning_rate": lr}
+        return loss
+
+    def _after_step(self):
+        """Logs, evaluates and saves where it is time to."""
+        args, state = self.args, self.state
+        self._progress.advance()
+        if state.global_step % args.logging_steps == 0:
+            now = time.perf_counter()
+            self._log({"loss": state.unlogged_loss / args.logging_steps, **self._last,
+                       "tokens_per_second": self._log_tokens / (now - self._log_clock)})
+            state.unlogged_loss, self._log_clock, self._log_tokens = 0.0, now, 0
+        improved = False
+        if self._is_time(args.eval_strategy, args.eval_steps or args.logging_steps):
+            improved = self._evaluate_for_best()
+        if self._is_time(args.save_strategy, args.save_steps) or improved and args.save_strategy != "no":
+            self._save()
+
+    def _is_time(self, strategy, every):
+        step, samples = self.state.global_step, len(self.train_dataset)
+        if strategy == "epoch":
+            return step * self.args.samples_per_step // samples > (step - 1) * self.args.samples_per_step // samples
+        return strategy == "steps" and step % every == 0
+
+    def _micro_batches(self, step):
+        """The inputs and targets of one step, micro-batch by micro-batch."""
+        args = self.args
+        indices = data.sample_indices(args.seed, step * args.samples_per_step, args.samples_per_step,
+                                      len(self.train_dataset))
+        for i in range(0, len(indices), args.per_device_train_batch_size):
+            yield self._collate([self.train_dataset[j] for j in indices[i:i + args.per_device_train_batch_size]])
+
+    def _collate(self, items):
+        """tokens (B, T), targets (B, T): the targets stand where they are to be predicted."""
+        batch = self.data_collator(items)
+        tokens, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
+        if self.model.config.causal:
+            tokens, labels = tokens[:, :-1], labels[:, 1:]
+        return np.ascontiguousarray(tokens), np.ascontiguousarray(labels)
+
+    # -----------------------------------------------------------------------------------------------------------
+    # evaluation and the log
+
+    def evaluate(self):
+        """The mean loss over eval_dataset: {"eval_loss": ..., ...}, which is logged too."""
+        if not self.eval_dataset:
+            raise ValueError("Trainer.evaluate: there is no eval_dataset")
+        started, total, counted, size = time.perf_counter(), 0.0, 0, self.args.per_device_eval_batch_size
+        for start in range(0, len(self.eval_dataset), size):
+            stop = min(start + size, len(self.eval_dataset))
+            tokens, targets = self._collate([self.eval_dataset[i] for i in range(start, stop)])
+            total += float(self.model.token_losses(tokens, targets).sum(dtype=np.float64))
+            counted += int(np.count_nonzero(targets != IGNORED))
+        metrics = {"eval_loss": total / max(1, counted), "eval_runtime": time.perf_counter() - started}
+        self._log(metrics)
+        return metrics
+
+    def _evaluate_for_best(self):
+        """Evaluates; True if the loss was the lowest so far."""
+        state, before = self.state, time.perf_counter()
+        loss = self.evaluate()["eval_loss"]
+        if not math.isfinite(loss):
+            raise FloatingPointError(self._diverged(loss, **self._last))
+        self._draw()
+        self._log_clock += time.perf_counter() - before  # tokens_per_second is about training
+        if state.best_metric is not None and loss >= state.best_metric:
+            return False
+        state.best_metric = loss
+        if self.args.save_strategy != "no":
+            state.best_model_checkpoint = f"checkpoint-{state.global_step}"
+        return True
+
+    def _log(self, logs):
+        entry = {**logs, "epoch": self.state.epoch, "step": self.state.global_step}
+        self.state.log_history.append(entry)
+        if self._progress:
+            self._progress.log(logs)
+            with open(Path(self.args.output_dir) / "metrics.jsonl", "ab") as file:
+                file.write(_json_line(entry))
+
+    def _draw(self):
+        plot_losses(Path(self.args.output_dir) / "loss.png", {"": self.state.log_history}, self.model.config.vocab_size)
+
+    def _diverged(self, loss, grad_norm, learning_rate):
+        kept = list(checkpoint.listed(self.args.output_dir).values())
+        return (f"the loss is {loss} and the gradient's norm {grad_norm} at step {self.state.global_step + 1} (learning"
+                f" rate {learning_rate:.3g}): training has stopped before they reach the weights. "
+                + (f"The last good checkpoint is {kept[-1]}. " if kept else "")
+                + "Try a lower learning_rate or a longer warm-up")
+
+    # -----------------------------------------------------------------------------------------------------------
+    # checkpoints
+
+    def save_model(self, output_dir=None):
+        """Writes the weights, the configuration and the tokenizer into a folder (output_dir of the arguments)."""
+        folder = Path(output_dir or self.args.output_dir)
+        self.model.save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _save(self):
+        """Makes a checkpoint of this step, if there is none yet, and returns its folder. Of the older ones it keeps the
+        best, and as many as save_total_limit allows."""
+        folder, state = self.args.output_dir, self.state
+        if state.global_step not in checkpoint.listed(folder):
+            checkpoint.write(folder, state.global_step, self._fill_checkpoint)
+            if self.args.save_total_limit:
+                for path in list(checkpoint.listed(folder).values())[:-self.args.save_total_limit]:
+                    if path.name != state.best_model_checkpoint:
+                        checkpoint.remove(path)
+        return Path(folder) / f"checkpoint-{state.global_step}"
+
+    def _fill_checkpoint(self, folder):
+        self.save_model(folder)
+        write_safetensors(folder / "optimizer.safetensors", self.optimizer.state_dict())
+        trainer_state = json.dumps({**asdict(self.state), "run": self._run}, indent=1)
+        (folder / "trainer_state.json").write_text(trainer_state, encoding="utf-8")
+
+    def _start(self, resume):
+        """Sets the run up in output_dir, at its beginning or at a checkpoint; returns the state."""
+        if not self.train_dataset:
+            raise ValueError("Trainer.train: train_dataset is empty" if self.train_dataset is not None else
+                             "Trainer.train: there is no train_dataset")
+        args, folder = self.args, Path(self.args.output_dir)
+        source = self._source(resume)
+        self.optimizer = AdamW(self.model.params, self.model.ops, args.adam_beta1, args.adam_beta2, args.adam_epsilon,
+                               args.weight_decay)
+        steps = args.total_steps(len(self.train_dataset))
+        self._run = self._describe(steps)
+        self.state = self._load(source) if source else TrainerState()
+        self.state.max_steps = steps
+        for step, path in checkpoint.listed(folder).items():
+            if step > self.state.global_step:  # this run will write them again
+                checkpoint.remove(path)
+        if resume:  # the log may be ahead of the checkpoint
+            with atomic_write(folder / "metrics.jsonl") as file:
+                file.writelines(_json_line(entry) for entry in self.state.log_history)
+        return self.state
+
+    def _source(self, resume):
+        """Makes output_dir ready for writing; returns the checkpoint to start from, or None for the beginning."""
+        folder = Path(self.args.output_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # the folder may be there and still refuse
+                pass
+        except OSError as error:
+            raise OSError(f"output_dir {folder} cannot be written ({error.strerror or error})") from error
+        names = sorted(path.name for path in set(folder.iterdir()) - set(checkpoint.leftovers(folder)))
+        checkpoints = checkpoint.listed(folder)
+        own = checkpoints or "metrics.jsonl" in names
+        if names and not own:
+            raise ValueError(f"output_dir {folder} holds other things ({names[0]}); it must be empty, or hold a run to "
+                             "resume")
+        if names and not resume:
+            raise ValueError(f"output_dir {folder} holds a run already; resume it (resume_from_checkpoint=True), or "
+                             "choose another folder")
+        checkpoint.remove_leftovers(folder)
+        if resume in (None, True, False):
+            return list(checkpoints.values())[-1] if checkpoints else None
+        if Path(resume).resolve() not in [path.resolve() for path in checkpoints.values()]:
+            raise ValueError(f"resume_from_checkpoint is {str(resume)!r}, must be True or a checkpoint in {folder}: "
+                             + (", ".join(path.name for path in checkpoints.values()) or "there is none yet"))
+        return Path(resume)
+
+    def _describe(self, steps):
+        """All that the weights depend on, as it comes back from JSON."""
+        run = {"the model's config": asdict(self.model.config), "ops": self.model.ops.name,
+               "train_dataset": data.fingerprint(self.train_dataset)}
+        run |= {name: getattr(self.args, name) for name in EXACT}
+        if not self.args.lr_scheduler_type.startswith("constant"):
+            run["the number of steps"] = steps
+        return json.loads(json.dumps(run))
+
+    def _load(self, folder):
+        """Takes weights, moments and state from a checkpoint."""
+        path = folder / "trainer_state.json"
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            run, state = saved.pop("run"), TrainerState(**saved)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r})") from error
+        for name in run | self._run:
+            if run.get(name) != self._run.get(name):
+                raise ValueError(f"cannot resume from {folder}: {name} was {run.get(name)}, is now "
+                                 f"{self._run.get(name)}; give what it was, or start a new run in another output_dir")
+        self._load_weights(folder)
+        self.optimizer.load_state_dict(SafeTensors(folder / "optimizer.safetensors"))
+        return state
+
+    def _load_weights(self, folder):
+        _, saved = load_pretrained(folder)
+        for name, param in self.model.params.items():
+            param[...] = saved[name]
+
+
+def _json_line(entry):
+    return json.dumps(entry).encode() + b"\n"
+
+
+@contextmanager
+def _interruptible():
+    """Yields an event that Ctrl-C sets, so that the step at hand is finished; a second Ctrl-C stops at once."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield interrupted
+        return
+
+    def remember(number, frame):
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
