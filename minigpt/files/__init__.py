@@ -1,0 +1,123 @@
+"""Models on disk: a folder with config.json, model.safetensors, generation_config.json and, with a tokenizer,
+tokenizer.json, such as transformers writes and reads.
+
+A model of GPT-2's shape is written as GPT2LMHeadModel, one of Llama's shape as LlamaForCausalLM, and `transformers`
+opens both. Every other mix of options (causal=False, rope with layernorm, ...) has no class there and is written in our
+own layout: model_type "minigpt", the names of `params`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..config import ModelConfig
+from .atomic import atomic_write
+from .layouts import HEAD, IGNORED, PREFIX, config_from_json, config_to_json, layout, model_type, place
+from .safetensors import SafeTensors, write_safetensors
+
+__all__ = ["SafeTensors", "atomic_write", "load_pretrained", "save_pretrained", "write_safetensors"]
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+
+
+def save_pretrained(model, directory, tokenizer=None):
+    """Writes the model, and the tokenizer if one is given, into `directory`, which is made if need be. Each file is
+    written beside and renamed."""
+    directory, config, params = Path(directory), model.config, model.params
+    kind = model_type(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    if kind == "gpt2" and not config.bias:                # GPT-2 always has biases; without, they are 0
+        shapes = replace(config, bias=True).parameter_shapes()
+        params = {name: params.get(name, np.zeros(1, np.float32)) for name in shapes}
+        params = {name: np.broadcast_to(params[name], shape) for name, shape in shapes.items()}
+        config = replace(config, bias=True)
+    tensors = {(name if name == HEAD else PREFIX[kind] + name): place(params, *where)
+               for name, where in layout(config, kind).items()}
+    write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})     # transformers asks for this entry
+    ids = {"bos_token_id": None, "eos_token_id": None}
+    if tokenizer is not None:
+        ids = dict.fromkeys(ids, tokenizer.eos_token_id)
+        tokenizer.save_pretrained(directory)
+    _write_json(directory / "generation_config.json", ids)
+    _write_json(directory / CONFIG, config_to_json(model.config, kind) | ids)
+
+
+def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """config and params, in float32, of a model that save_pretrained or transformers wrote; the weights may lie in
+    several files and in any float dtype. ValueError names the file that is not as it must be, and what is wrong.
+    Nothing is unpickled: of pytorch_model.bin this function says only that it must be converted."""
+    directory = Path(directory)
+    entry = _read_json(directory / CONFIG)
+    try:
+        kind, config = config_from_json(entry)
+    except KeyError as error:
+        raise ValueError(f"{directory / CONFIG}: has no {error}, which a {entry['model_type']} must have") from None
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG}: {error}") from None
+    files = _weight_files(directory, PREFIX[kind])
+    params = {name: np.empty(shape, np.float32) for name, shape in config.parameter_shapes().items()}
+    tensors = layout(config, kind)
+    for tensor, where in tensors.items():
+        if tensor not in files:
+            raise ValueError(f"{directory}: the weights lack {PREFIX[kind]}{tensor}, which {CONFIG} asks for")
+        _read_tensor(*files.pop(tensor), place(params, *where))
+    foreign = sorted(name for name in files if not name.endswith(IGNORED) and name != HEAD)
+    if foreign:
+        raise ValueError(f"{directory}: the weights hold {', '.join(foreign[:3])} ({len(foreign)} in all), "
+                         f"which {CONFIG} does not ask for")
+    if kind == "gpt2" and entry.get("bias") is False:     # written by a model without biases: leave the zeros out
+        without = replace(config, bias=False)
+        biases = params.keys() - without.parameter_shapes().keys()
+        if not any(params[name].any() for name in biases):
+            return without, {name: params[name] for name in without.parameter_shapes()}
+    return config, params
+
+
+def _weight_files(directory, prefix):
+    """{tensor, without prefix: (file, its name there)} of all files that hold weights."""
+    if (directory / WEIGHTS).exists():
+        names = [WEIGHTS]
+    elif (directory / INDEX).exists():
+        names = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
+        for name in names:
+            if Path(name).name != name or not (directory / name).exists():
+                raise ValueError(f"{directory / INDEX}: names the file {name!r}, which must lie beside it")
+    else:
+        pickled = [path.name for path in directory.glob("*.bin")]
+        found = f"only {pickled[0]}, which may run code when it is opened: convert it first" if pickled else "none"
+        raise ValueError(f"{directory}: must hold {WEIGHTS}, found {found}")
+    opened = [SafeTensors(directory / name) for name in names]
+    return {tensor.removeprefix(prefix): (file, tensor) for file in opened for tensor in file.keys()}
+
+
+def _read_tensor(file, name, where):
+    """Reads one tensor into its place."""
+    if file.shapes[name] != where.shape:
+        raise ValueError(f"{file.path}: {name} has shape {file.shapes[name]}, must be {where.shape}")
+    x = file[name]
+    if x.dtype.kind != "f":
+        raise ValueError(f"{file.path}: {name} is {x.dtype}, must be floating point")
+    where[...] = x
+    if not np.isfinite(where).all():
+        raise ValueError(f"{file.path}: {name} holds NaN or infinity, must be finite numbers")
+
+
+def _read_json(path) -> dict:
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file, which a model's folder must have") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: must be JSON ({error})") from None
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path}: holds a {type(entry).__name__}, must be a JSON object")
+    return entry
+
+
+def _write_json(path, entry):
+    with atomic_write(path) as file:
+        file.write(json.dumps(entry, indent=2).encode() + b"\n")
