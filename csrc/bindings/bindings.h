@@ -5,15 +5,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <string>
-
 #include "ladder.h"
 
 namespace py = pybind11;
 
 namespace minigpt {
-
-using Array = py::array_t<float>;
 
 // The data of an array, or nullptr for None. Only float32 arrays get here.
 inline const float* in(const py::object& x) {
@@ -21,6 +17,21 @@ inline const float* in(const py::object& x) {
 }
 inline float* out(const py::object& x) {
   return x.is_none() ? nullptr : static_cast<float*>(py::reinterpret_borrow<py::array>(x).mutable_data());
+}
+
+// (..., C) seen as rows of C numbers.
+struct Rows {
+  int64_t rows, C;
+  explicit Rows(const py::array& x) : rows(1), C(x.shape(x.ndim() - 1)) {
+    for (py::ssize_t axis = 0; axis < x.ndim() - 1; axis++) rows *= x.shape(axis);
+  }
+};
+
+// Calls a kernel without holding Python's lock: run(kernel, in(x), ..., out(y)).
+template <class... Parameters, class... Arguments>
+void run(void (*kernel)(Parameters...), Arguments... arguments) {
+  py::gil_scoped_release unlocked;
+  kernel(arguments...);
 }
 
 // A ladder's names for Python, and the rung that a name (None: the last) stands for; check.py knows that there is one.
@@ -32,14 +43,16 @@ py::tuple names(const Rung<Function> (&ladder)[N]) {
 }
 template <class Function, size_t N>
 Function* pick(const Rung<Function> (&ladder)[N], const py::object& name) {
-  size_t i = N - 1;
   if (!name.is_none()) {
-    for (i = 0; i < N - 1 && std::string(ladder[i].name) != py::cast<std::string>(name);) i++;
+    for (const Rung<Function>& rung : ladder) {
+      if (py::str(rung.name).equal(name)) return rung.run;
+    }
   }
-  return ladder[i].run;
+  return ladder[N - 1].run;
 }
 
 void bind_attention(py::module_& m);
+void bind_layernorm(py::module_& m);
 void bind_machine_limits(py::module_& m);
 
 }  // namespace minigpt

@@ -37,5 +37,6 @@ PYBIND11_MODULE(MINIGPT_MODULE, m) {
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads);
   bind_attention(m);
+  bind_layernorm(m);
   bind_machine_limits(m);
 }

@@ -16,4 +16,7 @@ inline vec gelu_gradient(vec x) {
   return s + x * s * (1.0f - s) * (GELU_SCALE + 3 * GELU_SCALE * GELU_CUBIC * x * x);
 }
 
+// x sigmoid(x), the gate of swiglu.
+inline vec silu(vec x) { return x * sigmoid(x); }
+
 }  // namespace minigpt

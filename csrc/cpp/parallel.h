@@ -11,6 +11,10 @@ namespace minigpt {
 int num_threads();
 void set_num_threads(int n);  // n >= 1; the default is OMP_NUM_THREADS, or else the number of cores
 
+// Pieces large enough (16 K floats, 5 us or more) for waking a thread to pay; a single piece runs where it is.
+constexpr int64_t PIECE = 16384;
+inline int64_t rows_per_piece(int64_t C) { return C < PIECE ? PIECE / C : 1; }
+
 // Calls run(context, i) for i in 0 .. n-1, each once, by several threads; returns when all are done.
 void parallel_run(int64_t n, void (*run)(const void* context, int64_t i), const void* context);
 

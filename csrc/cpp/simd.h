@@ -2,11 +2,16 @@
 // AVX-512. GCC and Clang let +, *, < and ?: work on such types directly, so a kernel is written once, without
 // intrinsics, and compiled once per instruction set (setup.py). The compiler fuses a * b + c where FMA exists.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 #if defined(__SSE2__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns about its own header (its bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace minigpt {
@@ -28,6 +33,15 @@ typedef int32_t ivec __attribute__((vector_size(VECTOR_BYTES)));
 
 inline vec broadcast(float x) { return x - vec{}; }
 
+// 0, 1, 2 ... in the lanes.
+inline ivec lane_numbers() {
+  ivec v{};
+  for (int i = 0; i < LANES; i++) v[i] = i;
+  return v;
+}
+
+// ---- memory
+
 inline vec load(const float* p) {
   vec v;
   std::memcpy(&v, p, sizeof v);
@@ -37,13 +51,27 @@ inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
 
 // The first n lanes, the others being `rest`; and their counterpart that leaves memory beyond n alone.
 inline vec load_partial(const float* p, int64_t n, float rest = 0) {
-  vec v = broadcast(rest);
-  std::memcpy(&v, p, n * sizeof(float));
-  return v;
+#if defined(__AVX512F__)
+  return (vec)_mm512_mask_loadu_ps((__m512)broadcast(rest), static_cast<__mmask16>((1u << n) - 1), p);
+#else
+  float lanes[LANES];
+  for (int i = 0; i < LANES; i++) lanes[i] = i < n ? p[i] : rest;
+  return load(lanes);
+#endif
 }
-inline void store_partial(float* p, vec v, int64_t n) { std::memcpy(p, &v, n * sizeof(float)); }
+inline void store_partial(float* p, vec v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+#else
+  for (int i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
 
-// Writes past the caches, for outputs too large to be found there again. p must be aligned to the vector.
+// Whether an output of n floats is too large for the caches of most machines, so that nobody will find it there again.
+inline bool exceeds_cache(int64_t n) { return n * 4 >= (int64_t{32} << 20); }
+
+// Writes past the caches. p must be aligned to the vector; after the last one comes streaming_done(), before another
+// thread may look.
 inline void store_streaming(float* p, vec v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, (__m512)v);
@@ -55,19 +83,48 @@ inline void store_streaming(float* p, vec v) {
   store(p, v);
 #endif
 }
-
-inline vec max(vec a, vec b) { return a > b ? a : b; }
-
-inline float sum(vec v) {
-  float s = 0;
-  for (int i = 0; i < LANES; i++) s += v[i];
-  return s;
+inline void streaming_done() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
-inline float max(vec v) {
-  float m = v[0];
-  for (int i = 1; i < LANES; i++) m = v[i] > m ? v[i] : m;
-  return m;
+
+// ---- loops
+
+// How a loop over vectors looks at memory: at whole vectors or, at a ragged end, at the first n lanes of one (the others
+// being 0).
+struct Whole {
+  vec load(const float* p) const { return minigpt::load(p); }
+  void store(float* p, vec v) const { minigpt::store(p, v); }
+};
+struct Part {
+  int64_t n;
+  vec load(const float* p) const { return load_partial(p, n); }
+  void store(float* p, vec v) const { store_partial(p, v, n); }
+};
+struct Streamed : Whole {
+  void store(float* p, vec v) const { store_streaming(p, v); }
+};
+
+// each_vector(n, [&](int64_t i, auto at) { at.store(y + i, f(at.load(x + i))); }): y = f(x) over n floats.
+template <class Body>
+inline void each_vector(int64_t n, const Body& body) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) body(i, Whole{});
+  if (i < n) body(i, Part{n - i});
 }
+
+// The same where the output is large: its whole, aligned vectors are written past the caches. There is one output, `out`.
+template <class Body>
+inline void each_vector_streamed(const float* out, int64_t n, const Body& body) {
+  int64_t misaligned = reinterpret_cast<uintptr_t>(out) % VECTOR_BYTES / sizeof(float);
+  int64_t i = misaligned == 0 ? 0 : std::min<int64_t>(n, LANES - misaligned);
+  if (i > 0) body(0, Part{i});
+  for (; i + LANES <= n; i += LANES) body(i, Streamed{});
+  if (i < n) body(i, Part{n - i});
+}
+
+// ---- lanes
 
 // The lanes that Lane... numbers, of a (0 .. LANES-1) and b (LANES .. 2 LANES-1).
 template <int... Lane>
@@ -101,21 +158,94 @@ inline void transpose(vec (&v)[ROWS]) {
   }
 }
 
-// 2^n * (1 + q), with n an integral float and 1 + q in [0.7, 1.42]: n is added to the exponent field. Below the
-// smallest normal number the result is 0, above the largest it is infinity.
-inline vec scale_by_power_of_two(vec mantissa, vec n) {
-  vec clamped = n < -126.0f ? broadcast(-126.0f) : (n > 127.0f ? broadcast(127.0f) : n);
-  ivec bits = (ivec)mantissa + (__builtin_convertvector(clamped, ivec) << 23);
-  vec y = (vec)bits;
-  y = n < -126.0f ? vec{} : y;
-  return n > 127.0f ? broadcast(__builtin_inff()) : y;
+// ---- arithmetic
+
+// a > b ? a : b and a < b ? a : b in one instruction. Where a or b is NaN the result is b.
+inline vec max(vec a, vec b) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline vec min(vec a, vec b) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return (vec)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (vec)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
 }
 
-// e^x, to about 1 ulp. x = n ln 2 + r with |r| <= ln(2) / 2, so e^x = 2^n e^r. ln 2 is split in two so that r is exact;
-// adding and taking away 1.5 * 2^23 rounds to the nearest integer. NaN stays NaN, e^-inf is 0.
+// The sum and the largest of the lanes, by halves: lane i meets lane i + LANES / 2 first.
+inline float sum(vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float lane[LANES];
+  store(lane, v);
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+  }
+  return lane[0];
+#endif
+}
+inline float max(vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float lane[LANES];
+  store(lane, v);
+  for (int half = LANES / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i++) lane[i] = std::max(lane[i], lane[i + half]);
+  }
+  return lane[0];
+#endif
+}
+
+// The sum of term(i, at) over n floats. Four sums run side by side, because an addition takes four cycles to come back;
+// several short sums also round less than a long one.
+template <class Term>
+inline float sum_over(int64_t n, const Term& term) {
+  vec s0{}, s1{}, s2{}, s3{};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    s0 += term(i, Whole{});
+    s1 += term(i + LANES, Whole{});
+    s2 += term(i + 2 * LANES, Whole{});
+    s3 += term(i + 3 * LANES, Whole{});
+  }
+  for (; i + LANES <= n; i += LANES) s0 += term(i, Whole{});
+  if (i < n) {
+    int32_t rest = static_cast<int32_t>(n - i);
+    s1 += lane_numbers() < rest ? term(i, Part{rest}) : vec{};
+  }
+  return sum((s0 + s1) + (s2 + s3));
+}
+
+// y * 2^n for y in [0.7, 1.42] and integral n in [-151, 129]. Results below the smallest normal number become denormal
+// ones, results above the largest infinity.
+inline vec scale_by_power_of_two(vec y, vec n) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
+  ivec k = __builtin_convertvector(n, ivec), half = k >> 1;  // in two factors, since neither 2^-151 nor 2^129 exists
+  return y * (vec)((half + 127) << 23) * (vec)((k - half + 127) << 23);
+#endif
+}
+
+// e^x, to about 1 ulp over the whole range; e^-inf is 0, NaN stays NaN. x = n ln 2 + r with |r| <= ln(2) / 2, so that
+// e^x = 2^n e^r. ln 2 is split in two so that r is exact; adding and taking away 1.5 * 2^23 rounds to an integer.
 inline vec exp(vec x) {
   constexpr float ROUND = 12582912.0f, LOG2E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
-  vec bounded = x < -104.0f ? broadcast(-104.0f) : (x > 89.0f ? broadcast(89.0f) : x);
+  vec bounded = max(broadcast(-104.0f), min(broadcast(89.0f), x));  // NaN, as the second argument, comes through
   vec n = (bounded * LOG2E + ROUND) - ROUND;
   vec r = (bounded - n * LN2_HIGH) - n * LN2_LOW;
   vec p = broadcast(1.9875691500e-4f);  // minimax polynomial of (e^r - 1 - r) / r^2, from Cephes
@@ -124,9 +254,7 @@ inline vec exp(vec x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  vec y = p * (r * r) + r + 1.0f;
-  vec result = scale_by_power_of_two(y, n);
-  return x == x ? result : x;
+  return scale_by_power_of_two(p * (r * r) + r + 1.0f, n);
 }
 
 // 1 / (1 + e^-x)

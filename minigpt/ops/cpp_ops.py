@@ -35,7 +35,11 @@ def _load():
 
 
 _C = _load()
+
+# The rungs that can be chosen with kernel=, by operation, the default last.
 kernels = {
+    "layernorm_forward": _C.layernorm_forward_kernels,
+    "layernorm_backward": _C.layernorm_backward_kernels,
     "attention_forward": _C.attention_forward_kernels,
     "attention_backward": _C.attention_backward_kernels,
 }
@@ -48,6 +52,56 @@ def set_num_threads(n):
 def _float32(op, name, x):
     if x.dtype != np.float32:
         raise TypeError(f"{op}: {name} is {x.dtype}, must be float32 in the C++ backend")
+
+
+def _in(x):
+    """An input as the kernels read it: contiguous, copied only if it is not."""
+    return x if x is None or x.flags.c_contiguous else x.copy()
+
+
+def _out(given, shape):
+    """The array that a kernel writes: the caller's, unless there is none or it is not contiguous."""
+    if given is None:
+        return np.empty(shape, np.float32)
+    return given if given.flags.c_contiguous else given.copy()
+
+
+def _grad(given, shape, accumulate):
+    """The same for the gradient of a parameter, which the kernel adds to where `accumulate`."""
+    if given is None and accumulate:
+        return np.zeros(shape, np.float32)
+    return _out(given, shape)
+
+
+def _deliver(result, given):
+    """The result, copied into the caller's array where the kernel could not write there itself."""
+    if given is None or given is result:
+        return result
+    given[...] = result
+    return given
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# layernorm and rmsnorm
+
+
+def layernorm_forward(x, weight, bias=None, eps=1e-5, *, kernel=None, out=None):
+    check.layernorm_forward(x, weight, bias, eps, kernel, kernels, out)
+    _float32("layernorm_forward", "x", x)
+    y_out, mean_out, rstd_out = out or (None, None, None)
+    y, mean, rstd = _out(y_out, x.shape), _out(mean_out, x.shape[:-1]), _out(rstd_out, x.shape[:-1])
+    _C.layernorm_forward(_in(x), _in(weight), _in(bias), eps, kernel, y, mean, rstd)
+    return _deliver(y, y_out), _deliver(mean, mean_out), _deliver(rstd, rstd_out)
+
+
+def layernorm_backward(dy, x, weight, mean, rstd, *, kernel=None, grads=None, accumulate=False):
+    check.layernorm_backward(dy, x, weight, mean, rstd, kernel, kernels, grads)
+    _float32("layernorm_backward", "x", x)
+    dx_out, dweight_out, dbias_out = grads or (None, None, None)
+    dx = _out(dx_out, x.shape)
+    dweight, dbias = _grad(dweight_out, weight.shape, accumulate), _grad(dbias_out, weight.shape, accumulate)
+    _C.layernorm_backward(_in(dy), _in(x), _in(weight), _in(mean), _in(rstd), kernel, accumulate, dx, dweight, dbias)
+    return _deliver(dx, dx_out), _deliver(dweight, dweight_out), _deliver(dbias, dbias_out)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -67,14 +121,6 @@ def _heads_out(x, shape):
     return x if x is not None and _walkable(x) else np.empty(shape, np.float32)
 
 
-def _deliver(result, wanted):
-    """The result, copied into the caller's array where the kernel could not write there itself."""
-    if wanted is None or wanted is result:
-        return result
-    wanted[...] = result
-    return wanted
-
-
 def attention_forward(q, k, v, causal=True, scale=None, *, kernel=None, out=None):
     scale = check.attention_forward(q, k, v, scale, kernel, kernels, out)
     _float32("attention_forward", "q", q)
@@ -92,4 +138,4 @@ def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kern
     results = _heads_out(dq, q.shape), _heads_out(dk, k.shape), _heads_out(dv, v.shape)
     _C.attention_backward(_heads(dout), _heads(q), _heads(k), _heads(v), _heads(out), np.ascontiguousarray(lse),
                           causal, scale, kernel, *results)
-    return tuple(_deliver(result, wanted) for result, wanted in zip(results, (dq, dk, dv), strict=True))
+    return tuple(_deliver(result, given) for result, given in zip(results, (dq, dk, dv), strict=True))
