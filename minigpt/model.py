@@ -364,4 +364,8 @@ def _checked_params(config, params):
     for name, shape in shapes.items():
         if params[name].shape != shape:
             raise ValueError(f"GPT: params[{name!r}] has shape {params[name].shape}, must be {shape}")
+        dtype = params["wte"].dtype
+        if dtype.kind != "f" or params[name].dtype != dtype:
+            raise TypeError(f"GPT: params[{name!r}] is {params[name].dtype}, "
+                            f"must be the floating point type of wte, {dtype}")
     return {name: params[name] for name in shapes}
