@@ -4,15 +4,6 @@
 
 namespace minigpt {
 
-// NumPy counts strides in bytes.
-template <class Float>
-static Heads<Float> heads(const py::array& x, Float* data) {
-  const int64_t bytes = sizeof(float);
-  return {data, x.strides(0) / bytes, x.strides(1) / bytes, x.strides(2) / bytes};
-}
-static Heads<const float> heads_in(const py::array& x) { return heads(x, static_cast<const float*>(x.data())); }
-static Heads<float> heads_out(py::array& x) { return heads(x, static_cast<float*>(x.mutable_data())); }
-
 static AttentionShape shape_of(const py::array& q, const py::array& k, bool causal, float scale) {
   return {q.shape(0), q.shape(1), k.shape(1), q.shape(2), k.shape(2), q.shape(3), causal, scale};
 }

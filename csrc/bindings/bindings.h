@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include "heads.h"
 #include "ladder.h"
 
 namespace py = pybind11;
@@ -26,6 +27,15 @@ struct Rows {
     for (py::ssize_t axis = 0; axis < x.ndim() - 1; axis++) rows *= x.shape(axis);
   }
 };
+
+// (B, heads, T, D) with its strides, which NumPy counts in bytes.
+template <class Float>
+Heads<Float> heads(const py::array& x, Float* data) {
+  const int64_t bytes = sizeof(float);
+  return {data, x.strides(0) / bytes, x.strides(1) / bytes, x.strides(2) / bytes};
+}
+inline Heads<const float> heads_in(const py::array& x) { return heads(x, static_cast<const float*>(x.data())); }
+inline Heads<float> heads_out(py::array& x) { return heads(x, static_cast<float*>(x.mutable_data())); }
 
 // Calls a kernel without holding Python's lock: run(kernel, in(x), ..., out(y)).
 template <class... Parameters, class... Arguments>

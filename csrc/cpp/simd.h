@@ -91,7 +91,7 @@ inline void streaming_done() {
 
 // ---- loops
 
-// How a loop over vectors looks at memory: at whole vectors or, at a ragged end, at the first n lanes of one (the others
+// How a loop over vectors looks at memory: at whole vectors or, at a ragged end, at the first n lanes of one (the rest
 // being 0).
 struct Whole {
   vec load(const float* p) const { return minigpt::load(p); }
@@ -114,7 +114,7 @@ inline void each_vector(int64_t n, const Body& body) {
   if (i < n) body(i, Part{n - i});
 }
 
-// The same where the output is large: its whole, aligned vectors are written past the caches. There is one output, `out`.
+// The same where the only output, `out`, is large: its whole, aligned vectors are written past the caches.
 template <class Body>
 inline void each_vector_streamed(const float* out, int64_t n, const Body& body) {
   int64_t misaligned = reinterpret_cast<uintptr_t>(out) % VECTOR_BYTES / sizeof(float);

@@ -9,20 +9,10 @@
 #include <cstdint>
 #include <limits>
 
+#include "heads.h"
 #include "ladder.h"
 
 namespace minigpt {
-
-// A (B, heads, T, D) array whose last stride is 1. Heads are usually views of a packed (B, T, 3C) projection.
-template <class Float>
-struct Heads {
-  Float* data;
-  int64_t batch_stride, head_stride, row_stride;
-
-  Float* row(int64_t b, int64_t h, int64_t t) const {
-    return data + b * batch_stride + h * head_stride + t * row_stride;
-  }
-};
 
 struct AttentionShape {
   int64_t B, H, Hkv, Tq, Tk, D;

@@ -1,8 +1,8 @@
 // layernorm, rung 1: the formula, as it stands in numpy_ops.py, one number at a time.
 //
 // Forward reads a row three times (mean, variance, result) and adds into one sum, so that every addition waits for the
-// one before: about 4 cycles a number and pass. Backward walks the rows twice: once for dx, once for the sums over rows,
-// which jump from row to row. Forward 8 bytes of memory and 7 FLOPs a number, backward 20 bytes and 15 FLOPs.
+// one before: about 4 cycles a number and pass. Backward walks the rows twice: once for dx, once for the sums over
+// rows, which jump from row to row. Forward 8 bytes of memory and 7 FLOPs a number, backward 20 bytes and 15 FLOPs.
 // measured: (none yet)
 #include <cmath>
 
