@@ -13,7 +13,7 @@ from ..config import ModelConfig
 
 ARCHITECTURE = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "minigpt": "GPT"}
 PREFIX = {"gpt2": "transformer.", "llama": "model.", "minigpt": ""}       # of every tensor but the head
-IGNORED = ("attn.bias", "attn.masked_bias", "rotary_emb.inv_freq")        # masks and tables that old files hold
+IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")     # masks and tables that old files hold
 HEAD = "lm_head.weight"
 ALL = slice(None)
 

@@ -43,44 +43,33 @@ def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: 
     With eos_token_id a text ends when it has produced that token; it goes on yielding it until all texts have ended.
 
     A prompt longer than the model's block is cut to its last block_size tokens, with a warning. When the text outgrows
-    the block, the model goes on with the newest part of it (see `window_start`). use_cache=False computes every
-    position again for every token; it gives the same text, slowly.
+    the block, the model forgets the older half of it and goes on; the keys and values of the newer half are computed
+    again, because every position has changed. So the cost per token stays the same however long the text becomes.
+    use_cache=False computes every position again for every token; it gives the same text, slowly.
     """
-    config = model.config
-    tokens = _checked(config, tokens, max_new_tokens)
-    if tokens.shape[1] > config.block_size:
-        warnings.warn(f"generate: the prompt has {tokens.shape[1]} tokens, the model can see {config.block_size}: "
+    block, text = model.config.block_size, _checked(model.config, tokens, max_new_tokens)
+    if text.shape[1] > block:
+        warnings.warn(f"generate: the prompt has {text.shape[1]} tokens, the model can see {block}: "
                       "only the last ones are used", stacklevel=4)
-        tokens = tokens[:, -config.block_size:]
-    B, T = tokens.shape
-    text = np.concatenate([tokens, np.empty((B, max_new_tokens), tokens.dtype)], axis=1)            # (B, T + new)
+        text = text[:, -block:]
     rng = np.random.default_rng(seed)
-    cache = KVCache(config, B, model.dtype) if use_cache else None
-    start = 0
-    ended = np.zeros(B, bool)
-    for n in range(T, T + max_new_tokens):
-        if window_start(n, config.block_size) != start:
-            start = window_start(n, config.block_size)
+    cache = KVCache(model.config, len(text), model.dtype) if use_cache else None
+    ended = np.zeros(len(text), bool)
+    for _ in range(max_new_tokens):
+        if text.shape[1] > block:
+            text = text[:, max(1, block // 2):]
             if use_cache:
                 cache.length = 0
-        known = cache.length if use_cache else 0
-        logits = model.forward(text[:, start + known:n], cache=cache, last=True)[:, 0]              # (B, V)
+        new = text[:, cache.length:] if use_cache else text                                         # (B, T)
+        logits = model.forward(new, cache=cache, last=True)[:, 0]                                   # (B, V)
         ids = sample(logits, rng, temperature, top_k, top_p)                                        # (B,)
         if eos_token_id is not None:
             ids = np.where(ended, eos_token_id, ids)
             ended |= ids == eos_token_id
-        text[:, n] = ids
         yield ids
         if ended.all():
             return
-
-
-def window_start(n: int, block_size: int) -> int:
-    """Where the part of a text of n tokens begins that the model sees. While the text fits, at 0. A full block is
-    followed by its newer half, whose keys and values are computed again, because every position has changed; then it
-    grows to a full block once more. So the cost per token stays the same however long the text becomes."""
-    step = max(1, block_size // 2)
-    return max(0, -((block_size - n) // step) * step)
+        text = np.concatenate([text, ids[:, None]], axis=1)                                         # (B, T + 1)
 
 
 def _checked(config, tokens, max_new_tokens):
