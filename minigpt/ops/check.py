@@ -12,11 +12,11 @@ def _array(op, name, x):
         raise TypeError(f"{op}: {name} must be an array, not {type(x).__name__}")
 
 
-def _same_dtype(op, **arrays):
-    """All arrays (those that are None aside) share one floating dtype."""
+def _same_dtype(op, required, **optional):
+    """All arrays share one floating dtype; the optional ones may be None."""
     first = None
-    for name, x in arrays.items():
-        if x is None:
+    for name, x in (required | optional).items():
+        if x is None and name not in required:
             continue
         _array(op, name, x)
         if x.dtype.kind != "f":
@@ -74,19 +74,28 @@ def _in_range(op, name, x, limit, allowed=None):
         raise ValueError(f"{op}: {name}{list(index)} is {x[index]}, must be in 0 .. {limit - 1}")
 
 
-def same_shape(op, **arrays):
-    """Elementwise ops: every array given has the dtype and shape of the first."""
-    _same_dtype(op, **arrays)
+def same_shape(op, out=None, grads=None, **arrays):
+    """Elementwise ops: every array has the dtype and shape of the first, and so have the results where given."""
+    _same_dtype(op, arrays, out=out, grads=grads)
     shape = next(iter(arrays.values())).shape
-    for name, x in arrays.items():
+    for name, x in (*arrays.items(), ("out", out), ("grads", grads)):
         _shape(op, name, x, shape)
+
+
+def swiglu_backward(dy, gate, up, grads):
+    op = "swiglu_backward"
+    dgate, dup = _outputs(op, "grads", grads, 2)
+    same_shape(op, dy=dy, gate=gate, up=up)
+    _same_dtype(op, dict(dy=dy), dgate=dgate, dup=dup)
+    _shape(op, "dgate", dgate, dy.shape)
+    _shape(op, "dup", dup, dy.shape)
 
 
 def embedding_forward(tokens, wte, wpe, position, out, op="embedding_forward"):
     _integers(op, "tokens", tokens)
     _ndim(op, "tokens", tokens, 2, "(B, T)")
     _not_empty(op, "tokens", tokens)
-    _same_dtype(op, wte=wte, wpe=wpe, out=out)
+    _same_dtype(op, dict(wte=wte), wpe=wpe, out=out)
     _ndim(op, "wte", wte, 2, "(V, C)")
     (B, T), (V, C) = tokens.shape, wte.shape
     _in_range(op, "tokens", tokens, V)
@@ -102,92 +111,103 @@ def embedding_backward(dx, tokens, wte, wpe, position, grads):
     op = "embedding_backward"
     embedding_forward(tokens, wte, wpe, position, None, op)
     dwte, dwpe = _outputs(op, "grads", grads, 2)
-    _same_dtype(op, wte=wte, dx=dx, dwte=dwte, dwpe=dwpe)
+    _same_dtype(op, dict(wte=wte, dx=dx), dwte=dwte, dwpe=dwpe)
     _shape(op, "dx", dx, (*tokens.shape, wte.shape[1]))
     _shape(op, "dwte", dwte, wte.shape)
     if wpe is not None:
         _shape(op, "dwpe", dwpe, wpe.shape)
 
 
-def _norm(op, x, C_arrays, row_arrays, full_arrays):
-    """x (..., C), C_arrays of shape (C,), row_arrays (...), full_arrays as x."""
-    _same_dtype(op, x=x, **C_arrays, **row_arrays, **full_arrays)
+NONE = {}
+
+
+def _norm(op, full, weight, row=NONE, *, C_outputs=NONE, row_outputs=NONE, full_outputs=NONE):
+    """`full` arrays (..., C), the weight (C,), `row` arrays (...): the arguments of a norm, as dictionaries by name;
+    then its optional arguments and its results, any of which may be None."""
+    _same_dtype(op, {**full, "weight": weight, **row}, **C_outputs, **row_outputs, **full_outputs)
+    name, x = next(iter(full.items()))
     if x.ndim < 1:
-        raise ValueError(f"{op}: x has no axes, must be (..., C)")
-    _not_empty(op, "x", x)
-    for name, a in C_arrays.items():
-        _shape(op, name, a, x.shape[-1:])
-    for name, a in row_arrays.items():
-        _shape(op, name, a, x.shape[:-1])
-    for name, a in full_arrays.items():
-        _shape(op, name, a, x.shape)
+        raise ValueError(f"{op}: {name} has no axes, must be (..., C)")
+    _not_empty(op, name, x)
+    _shape(op, "weight", weight, x.shape[-1:])
+    for arrays, shape in ((full, x.shape), (full_outputs, x.shape), (C_outputs, x.shape[-1:]),
+                          (row, x.shape[:-1]), (row_outputs, x.shape[:-1])):
+        for name, a in arrays.items():
+            _shape(op, name, a, shape)
 
 
 def layernorm_forward(x, weight, bias, eps, kernel, kernels, out):
     op = "layernorm_forward"
     _kernel(op, kernel, kernels)
     y, mean, rstd = _outputs(op, "out", out, 3)
-    _norm(op, x, dict(weight=weight, bias=bias), dict(mean=mean, rstd=rstd), dict(y=y))
+    _norm(op, dict(x=x), weight, C_outputs=dict(bias=bias), row_outputs=dict(mean=mean, rstd=rstd),
+          full_outputs=dict(y=y))
 
 
 def layernorm_backward(dy, x, weight, mean, rstd, kernel, kernels, grads):
     op = "layernorm_backward"
     _kernel(op, kernel, kernels)
     dx, dweight, dbias = _outputs(op, "grads", grads, 3)
-    _norm(op, x, dict(weight=weight, dweight=dweight, dbias=dbias), dict(mean=mean, rstd=rstd), dict(dy=dy, dx=dx))
+    _norm(op, dict(x=x, dy=dy), weight, dict(mean=mean, rstd=rstd), C_outputs=dict(dweight=dweight, dbias=dbias),
+          full_outputs=dict(dx=dx))
 
 
 def rmsnorm_forward(x, weight, eps, out):
     op = "rmsnorm_forward"
     y, rstd = _outputs(op, "out", out, 2)
-    _norm(op, x, dict(weight=weight), dict(rstd=rstd), dict(y=y))
+    _norm(op, dict(x=x), weight, row_outputs=dict(rstd=rstd), full_outputs=dict(y=y))
 
 
 def rmsnorm_backward(dy, x, weight, rstd, grads):
     op = "rmsnorm_backward"
     dx, dweight = _outputs(op, "grads", grads, 2)
-    _norm(op, x, dict(weight=weight, dweight=dweight), dict(rstd=rstd), dict(dy=dy, dx=dx))
+    _norm(op, dict(x=x, dy=dy), weight, dict(rstd=rstd), C_outputs=dict(dweight=dweight), full_outputs=dict(dx=dx))
 
 
 def residual_layernorm_forward(x, residual, weight, bias, eps, out):
     op = "residual_layernorm_forward"
     h, y, mean, rstd = _outputs(op, "out", out, 4)
-    _norm(op, x, dict(weight=weight, bias=bias), dict(mean=mean, rstd=rstd), dict(residual=residual, h=h, y=y))
+    _norm(op, dict(x=x, residual=residual), weight, C_outputs=dict(bias=bias),
+          row_outputs=dict(mean=mean, rstd=rstd), full_outputs=dict(h=h, y=y))
 
 
 def residual_layernorm_backward(dh, dy, h, weight, mean, rstd, grads):
     op = "residual_layernorm_backward"
     dx, dweight, dbias = _outputs(op, "grads", grads, 3)
-    _norm(op, h, dict(weight=weight, dweight=dweight, dbias=dbias), dict(mean=mean, rstd=rstd),
-          dict(dh=dh, dy=dy, dx=dx))
+    _norm(op, dict(h=h, dh=dh, dy=dy), weight, dict(mean=mean, rstd=rstd),
+          C_outputs=dict(dweight=dweight, dbias=dbias), full_outputs=dict(dx=dx))
 
 
-def linear_forward(x, weight, bias, kernel, kernels, out, op="linear_forward"):
-    if kernels is not None:
-        _kernel(op, kernel, kernels)
-    _same_dtype(op, x=x, weight=weight, bias=bias, out=out)
+def _linear(op, x, weight, bias=None, **outputs):
+    _same_dtype(op, dict(x=x, weight=weight), bias=bias, **outputs)
     _ndim(op, "weight", weight, 2, "(N, K)")
     N, K = weight.shape
     if x.ndim < 1 or x.shape[-1] != K:
         raise ValueError(f"{op}: x has shape {x.shape}, must be (..., {K}) for weight {weight.shape}")
     _not_empty(op, "x", x)
     _shape(op, "bias", bias, (N,))
-    _shape(op, "out", out, (*x.shape[:-1], N))
+    for name, y in outputs.items():
+        _shape(op, name, y, (*x.shape[:-1], N))
+
+
+def linear_forward(x, weight, bias, kernel, kernels, out):
+    op = "linear_forward"
+    _kernel(op, kernel, kernels)
+    _linear(op, x, weight, bias, out=out)
 
 
 def linear_gelu_forward(x, weight, bias, out):
     op = "linear_gelu_forward"
     y, pre = _outputs(op, "out", out, 2)
-    linear_forward(x, weight, bias, None, None, y, op)
-    linear_forward(x, weight, bias, None, None, pre, op)
+    _linear(op, x, weight, bias, y=y, pre=pre)
 
 
 def linear_backward(dy, x, weight, kernel, kernels, grads):
     op = "linear_backward"
     _kernel(op, kernel, kernels)
     dx, dweight, dbias = _outputs(op, "grads", grads, 3)
-    linear_forward(x, weight, None, None, None, None, op)
-    _same_dtype(op, weight=weight, dy=dy, dx=dx, dweight=dweight, dbias=dbias)
+    _linear(op, x, weight)
+    _same_dtype(op, dict(weight=weight, dy=dy), dx=dx, dweight=dweight, dbias=dbias)
     _shape(op, "dy", dy, (*x.shape[:-1], weight.shape[0]))
     _shape(op, "dx", dx, x.shape)
     _shape(op, "dweight", dweight, weight.shape)
@@ -195,14 +215,15 @@ def linear_backward(dy, x, weight, kernel, kernels, grads):
 
 
 def rope(op, x, cos, sin, out):
-    _same_dtype(op, x=x, cos=cos, sin=sin, out=out)
-    _ndim(op, "x", x, 4, "(B, H, T, D)")
-    _not_empty(op, "x", x)
+    x_name, out_name = ("dy", "grads") if op == "rope_backward" else ("x", "out")
+    _same_dtype(op, {x_name: x, "cos": cos, "sin": sin}, **{out_name: out})
+    _ndim(op, x_name, x, 4, "(B, H, T, D)")
+    _not_empty(op, x_name, x)
     if x.shape[-1] % 2:
-        raise ValueError(f"{op}: the head size is {x.shape[-1]}, must be even")
+        raise ValueError(f"{op}: the head size of {x_name} is {x.shape[-1]}, must be even")
     _shape(op, "cos", cos, (x.shape[2], x.shape[3] // 2))
     _shape(op, "sin", sin, cos.shape)
-    _shape(op, "out", out, x.shape)
+    _shape(op, out_name, out, x.shape)
 
 
 def _attention(op, q, k, v, scale):
@@ -228,7 +249,7 @@ def attention_forward(q, k, v, scale, kernel, kernels, out):
     _kernel(op, kernel, kernels)
     scale = _attention(op, q, k, v, scale)
     o, lse = _outputs(op, "out", out, 2)
-    _same_dtype(op, q=q, k=k, v=v, out=o, lse=lse)
+    _same_dtype(op, dict(q=q, k=k, v=v), out=o, lse=lse)
     _shape(op, "out", o, q.shape)
     _shape(op, "lse", lse, q.shape[:3])
     return scale
@@ -240,25 +261,35 @@ def attention_backward(dout, q, k, v, out, lse, scale, kernel, kernels, grads):
     _kernel(op, kernel, kernels)
     scale = _attention(op, q, k, v, scale)
     dq, dk, dv = _outputs(op, "grads", grads, 3)
-    _same_dtype(op, q=q, k=k, v=v, dout=dout, out=out, lse=lse, dq=dq, dk=dk, dv=dv)
+    _same_dtype(op, dict(q=q, k=k, v=v, dout=dout, out=out, lse=lse), dq=dq, dk=dk, dv=dv)
     for name, x, shape in (("dout", dout, q.shape), ("out", out, q.shape), ("lse", lse, q.shape[:3]),
                            ("dq", dq, q.shape), ("dk", dk, k.shape), ("dv", dv, v.shape)):
         _shape(op, name, x, shape)
     return scale
 
 
-def cross_entropy(op, logits, targets, ignore_index, out, lse=None, grads=None):
-    losses, lse_out = _outputs(op, "out", out, 2)
-    _same_dtype(op, logits=logits, losses=losses, **{"out[1]": lse_out}, lse=lse, grads=grads)
+def _cross_entropy(op, required, targets, ignore_index, **outputs):
+    """`required` are the arrays by name, logits the first; all the others have a number per row, but for grads."""
+    _same_dtype(op, required, **outputs)
+    logits = required["logits"]
     if logits.ndim < 2:
         raise ValueError(f"{op}: logits has shape {logits.shape}, must be (..., V)")
     _not_empty(op, "logits", logits)
     rows = logits.shape[:-1]
     _integers(op, "targets", targets, rows)
     _in_range(op, "targets", targets, logits.shape[-1], allowed=ignore_index)
-    for name, x in (("losses", losses), ("lse", lse if lse_out is None else lse_out)):
-        _shape(op, name, x, rows)
-    _shape(op, "grads", grads, logits.shape)
+    for name, x in (required | outputs).items():
+        _shape(op, name, x, logits.shape if name in ("logits", "grads") else rows)
+
+
+def cross_entropy_forward(logits, targets, ignore_index, out):
+    op = "cross_entropy_forward"
+    losses, lse = _outputs(op, "out", out, 2)
+    _cross_entropy(op, dict(logits=logits), targets, ignore_index, losses=losses, lse=lse)
+
+
+def cross_entropy_backward(logits, targets, lse, ignore_index, grads):
+    _cross_entropy("cross_entropy_backward", dict(logits=logits, lse=lse), targets, ignore_index, grads=grads)
 
 
 def adamw(param, grad, m, v, step):
@@ -268,4 +299,4 @@ def adamw(param, grad, m, v, step):
 
 
 def squared_norm(x):
-    _same_dtype("squared_norm", x=x)
+    _same_dtype("squared_norm", dict(x=x))

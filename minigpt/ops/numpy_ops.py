@@ -252,9 +252,8 @@ def swiglu_forward(gate, up, *, out=None):
 def swiglu_backward(dy, gate, up, *, grads=None):
     """dy (..., F) -> dgate, dup (..., F). With s = sigmoid(gate): dup = dy gate s, and
     dgate = dy up s (1 + gate (1 - s))."""
-    check.same_shape("swiglu_backward", dy=dy, gate=gate, up=up)
+    check.swiglu_backward(dy, gate, up, grads)
     dgate, dup = grads or (None, None)
-    check.same_shape("swiglu_backward", gate=gate, **{"grads[0]": dgate, "grads[1]": dup})
     s = _sigmoid(gate)
     dgate_result = dy * up * s * (1.0 + gate * (1.0 - s))
     return _store(dgate_result, dgate), _store(dy * gate * s, dup)
@@ -430,7 +429,7 @@ def cross_entropy_forward(logits, targets, ignore_index=-100, *, out=None):
     logits (..., V), targets (...) integers -> losses (...), lse (...). Where the target is ignore_index the loss is
     0. The mean over the others is the loss of the batch; it is left to the caller, who may have more batches.
     """
-    check.cross_entropy("cross_entropy_forward", logits, targets, ignore_index, out)
+    check.cross_entropy_forward(logits, targets, ignore_index, out)
     losses, lse_out = out or (None, None)
     m = logits.max(axis=-1, keepdims=True)                                                      # (..., 1)
     lse = (m + np.log(np.exp(logits - m).sum(axis=-1, keepdims=True)))[..., 0]                  # (...)
@@ -442,7 +441,7 @@ def cross_entropy_forward(logits, targets, ignore_index=-100, *, out=None):
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, grads=None):
     """dlogits = dloss * (softmax(logits) - onehot(targets)), 0 in ignored rows. dloss is one number, the gradient
     of every row's loss (for a mean over n rows, 1 / n). grads (one array) may be logits itself."""
-    check.cross_entropy("cross_entropy_backward", logits, targets, ignore_index, None, lse=lse, grads=grads)
+    check.cross_entropy_backward(logits, targets, lse, ignore_index, grads)
     counted = targets != ignore_index
     p = np.exp(logits - lse[..., None])                                                         # (..., V)
     target = np.where(counted, targets, 0)[..., None]                                           # (..., 1)

@@ -1,0 +1,586 @@
+"""The heart of the project: every backend computes what numpy_ops.py says.
+
+Every op, every rung of its ladder, every backend, and of the C++ one every instruction set that this CPU runs, on the
+arguments of minigpt/ops/cases.py, within the error budgets of minigpt/ops/budget.py. NumPy's own gradients are held
+against finite differences at the end of the file, and against torch in test_judges.py.
+"""
+
+import functools
+import importlib.util
+import inspect
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minigpt.ops import budget, numpy_ops
+from minigpt.ops import cases as all_cases
+
+
+def _implementations():
+    """{name: module}: NumPy, and the C++ backend once per instruction set."""
+    found = {"numpy": numpy_ops}
+    try:
+        from minigpt import _cpp_base
+    except ImportError:
+        return found
+    path = inspect.getsourcefile(numpy_ops).replace("numpy_ops", "cpp_ops")
+    for isa in _cpp_base.cpu_isas():
+        if importlib.util.find_spec(f"minigpt._cpp_{isa}"):
+            spec = importlib.util.spec_from_file_location(f"minigpt.ops.cpp_ops_{isa}", path)
+            module = importlib.util.module_from_spec(spec)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("MINIGPT_ISA", isa)
+                spec.loader.exec_module(module)
+            found[f"cpp-{isa}"] = module
+    return found
+
+
+IMPLEMENTATIONS = _implementations()
+OPS = tuple(budget.OUTPUTS)
+RUNGS = [pytest.param(ops, op, {} if kernel is None else {"kernel": kernel}, id="-".join(filter(None, (op, kernel, name))))
+         for op in OPS for name, ops in IMPLEMENTATIONS.items() if hasattr(ops, op)
+         for kernel in ops.kernels.get(op, (None,))]
+every_rung = pytest.mark.parametrize("ops, op, kernel", RUNGS)
+
+
+def rungs_of(*chosen):
+    return pytest.mark.parametrize("ops, op, kernel", [rung for rung in RUNGS if rung.values[1] in chosen])
+
+
+# Which keyword takes the arrays to write into: "out", "grads" or none.
+BUFFERS = {op: next((key for key, p in inspect.signature(getattr(numpy_ops, op)).parameters.items()
+                     if key in ("out", "grads") and p.kind == p.KEYWORD_ONLY), None)
+           for op in OPS}
+ACCUMULATING = tuple(op for op in OPS if "accumulate" in inspect.signature(getattr(numpy_ops, op)).parameters)
+
+
+@functools.cache
+def cases(op):
+    """[(case, its budget)]."""
+    return [(case, budget.budget(op, case.arguments)) for case in all_cases.cases(op)]
+
+
+def check(op, case, expected, results):
+    for verdict in budget.judge(op, expected, results):
+        assert verdict.ok, f"{case}: {verdict}"
+
+
+def as_option(op, arrays):
+    """out= or grads= with these arrays: the array itself where the op has one result, else a tuple."""
+    return {BUFFERS[op]: arrays[0] if len(arrays) == 1 else tuple(arrays)}
+
+
+def buffers(op, expected, make):
+    return as_option(op, [None if e is None else make(e.expected.shape, e.dtype) for e in expected])
+
+
+def nan_array(shape, dtype):
+    return np.full(shape, np.nan, dtype)
+
+
+def same_bits(a, b):
+    """None is None, and arrays are equal bit for bit (but one NaN is as good as another)."""
+    return a is b or np.array_equal(a, b, equal_nan=True)
+
+
+class Fenced:
+    """Makes arrays that start at an odd place inside a larger one, to see whether something is written beside them."""
+    SIZE = 67
+
+    def __init__(self):
+        self.fences = []
+
+    def __call__(self, shape, dtype):
+        n = int(np.prod(shape))
+        whole = np.full(n + 2 * self.SIZE, 12345.0, dtype)
+        self.fences += [whole[:self.SIZE], whole[self.SIZE + n:]]
+        array = whole[self.SIZE:self.SIZE + n].reshape(shape)
+        array[...] = np.nan
+        return array
+
+    def intact(self):
+        return all((fence == 12345.0).all() for fence in self.fences)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the same functions
+
+
+def test_cpp_backend_is_there():
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        pytest.skip("no C++ compiler")
+    assert "cpp-base" in IMPLEMENTATIONS, "the C++ kernels are not built"
+
+
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+def test_every_op_in_the_same_order(ops):
+    order = [name for name, f in vars(ops).items() if name in OPS and inspect.isfunction(f)]
+    assert order == list(OPS)
+
+
+def test_every_numpy_function_is_under_test():
+    public = [name for name, f in vars(numpy_ops).items() if inspect.isfunction(f) and not name.startswith("_")]
+    assert [name for name in public if name != "rope_tables"] == list(OPS)      # rope_tables makes tables, no op
+
+
+@pytest.mark.parametrize("op", (*OPS, "rope_tables"))
+def test_signatures_are_identical(op):
+    for name, ops in IMPLEMENTATIONS.items():
+        assert inspect.signature(getattr(ops, op)) == inspect.signature(getattr(numpy_ops, op)), name
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the same numbers
+
+
+@every_rung
+def test_results_within_budget(ops, op, kernel):
+    """Into arrays full of NaN, at odd addresses, where the caller gives them; nothing beside them is touched."""
+    for case, expected in cases(op):
+        if BUFFERS[op] is None:
+            check(op, case, expected, budget.run(ops, op, case.arguments))
+            continue
+        fenced = Fenced()
+        given_arrays = buffers(op, expected, fenced)
+        # not through budget.run, which copies the arrays: these very ones must be written
+        results = getattr(ops, op)(**case.arguments, **given_arrays, **kernel)
+        results = results if isinstance(results, tuple) else (results,)
+        check(op, case, expected, results)
+        assert fenced.intact(), f"{case}: wrote beside the arrays given"
+        option = given_arrays[BUFFERS[op]]
+        for result, array in zip(results, option if isinstance(option, tuple) else (option,), strict=True):
+            assert result is array, f"{case}: did not return the array that was given"
+
+
+@every_rung
+def test_same_results_in_new_arrays(ops, op, kernel):
+    if BUFFERS[op] is None:
+        pytest.skip("works in place")
+    for case, expected in cases(op):
+        here = budget.run(ops, op, case.arguments, **kernel)
+        option = buffers(op, expected, nan_array)
+        getattr(ops, op)(**case.arguments, **option, **kernel)
+        there = option[BUFFERS[op]]
+        for a, b in zip(here, there if isinstance(there, tuple) else (there,), strict=True):
+            assert same_bits(a, b), f"{case}: not what goes into {BUFFERS[op]}="
+
+
+@every_rung
+def test_inputs_are_left_alone(ops, op, kernel):
+    for case, _ in cases(op):
+        arguments = budget.convert(case.arguments, np.copy)
+        getattr(ops, op)(**arguments, **kernel)
+        for name, x in arguments.items():
+            if isinstance(x, np.ndarray) and not (op in budget.IN_PLACE and name in budget.OUTPUTS[op]):
+                assert same_bits(x, case.arguments[name]), f"{case}: {name} was changed"
+
+
+@every_rung
+def test_any_number_of_threads_gives_the_same_bits(ops, op, kernel):
+    """And so does a second run."""
+    set_num_threads = getattr(ops, "set_num_threads", lambda n: None)
+    try:
+        for case, _ in cases(op):
+            set_num_threads(1)
+            first = budget.run(ops, op, case.arguments, **kernel)
+            for n in (1, 2, 3):
+                set_num_threads(n)
+                again = budget.run(ops, op, case.arguments, **kernel)
+                assert all(map(same_bits, first, again)), f"{case}: not the same with {n} threads"
+    finally:
+        set_num_threads(2)
+
+
+@every_rung
+def test_any_strides(ops, op, kernel):
+    """Transposed, and every second element of larger arrays; the results too."""
+    def transposed(x):
+        return np.array(x, order="F")
+
+    def sparse(x):
+        larger = nan_array([2 * n for n in x.shape], x.dtype)
+        larger[tuple(slice(1, None, 2) for _ in x.shape)] = x
+        return larger[tuple(slice(1, None, 2) for _ in x.shape)]
+
+    for case, expected in cases(op):
+        for change in (transposed, sparse):
+            arguments = budget.convert(case.arguments, change)
+            if change is transposed:             # then NumPy adds up in another order, and its errors are others
+                expected = budget.budget(op, arguments)
+            option = {} if BUFFERS[op] is None else buffers(
+                op, expected, lambda shape, dtype, change=change: change(nan_array(shape, dtype)))
+            results = getattr(ops, op)(**arguments, **option, **kernel)
+            if op in budget.IN_PLACE:
+                results = tuple(arguments[name] for name in budget.OUTPUTS[op])
+            check(op, f"{case}, {change.__name__}", expected, results if isinstance(results, tuple) else (results,))
+
+
+@rungs_of("attention_forward", "attention_backward")
+def test_heads_are_views_of_the_packed_projection(ops, op, kernel):
+    """q, k and v as the model has them: slices of one (B, T, (H + 2 Hkv) D) array, and their gradients likewise."""
+    rng = np.random.default_rng(1)
+    for B, H, Hkv, T, D in ((2, 4, 2, 37, 24), (1, 3, 3, 65, 16)):
+        def heads(packed, H=H, Hkv=Hkv, D=D):
+            x = packed.reshape(*packed.shape[:2], H + 2 * Hkv, D).swapaxes(1, 2)
+            return x[:, :H], x[:, H:H + Hkv], x[:, H + Hkv:]
+
+        q, k, v = heads(all_cases.numbers(rng, B, T, (H + 2 * Hkv) * D))
+        out, dout = (all_cases.numbers(rng, B, T, H * D).reshape(B, T, H, D).swapaxes(1, 2) for _ in range(2))
+        if op == "attention_forward":
+            arguments = dict(q=q, k=k, v=v)
+            option = dict(out=(np.full_like(out, np.nan), nan_array((B, H, T), np.float32)))
+        else:
+            lse = numpy_ops.attention_forward(q, k, v, out=(out, np.empty((B, H, T), np.float32)))[1]
+            arguments = dict(dout=dout, q=q, k=k, v=v, out=out, lse=lse)
+            option = dict(grads=heads(nan_array((B, T, (H + 2 * Hkv) * D), np.float32)))
+        results = getattr(ops, op)(**arguments, **option, **kernel)
+        check(op, f"packed {(B, H, Hkv, T, D)}", budget.budget(op, arguments), results)
+
+
+@rungs_of(*ACCUMULATING)
+def test_accumulate_adds_to_parameters_only(ops, op, kernel):
+    rng = np.random.default_rng(2)
+    for case, expected in cases(op):
+        grads = tuple(None if e is None else nan_array(e.expected.shape, e.dtype) if e.output == "dx"
+                      else all_cases.numbers(rng, *e.expected.shape) for e in expected)
+        arguments = dict(case.arguments, grads=grads, accumulate=True)
+        check(op, f"{case}, accumulate", budget.budget(op, arguments), budget.run(ops, op, arguments, **kernel))
+
+
+@rungs_of("linear_backward", "layernorm_backward", "residual_layernorm_backward")
+def test_gradients_that_are_not_asked_for(ops, op, kernel):
+    for case, expected in cases(op):
+        for missing in ((0,), (2,), (0, 2)) if op == "linear_backward" else ((2,),):
+            grads = tuple(None if i in missing else nan_array(e.expected.shape, e.dtype)
+                          for i, e in enumerate(expected))
+            results = getattr(ops, op)(**case.arguments, grads=grads, **kernel)
+            for i, (e, x) in enumerate(zip(expected, results, strict=True)):
+                if i not in missing:
+                    check(op, case, [e], [x])
+                elif op == "linear_backward":
+                    assert x is None
+
+
+@rungs_of("gelu_forward", "gelu_backward", "rope_forward", "rope_backward", "residual_layernorm_backward",
+          "cross_entropy_backward")
+def test_in_place(ops, op, kernel):
+    """Where the specification says that a result may be written over an argument."""
+    over = {"gelu_forward": "x", "gelu_backward": "dy", "rope_forward": "x", "rope_backward": "dy",
+            "residual_layernorm_backward": "dh", "cross_entropy_backward": "logits"}[op]
+    for case, expected in cases(op):
+        separate = budget.run(ops, op, case.arguments, **kernel)
+        arguments = budget.convert(case.arguments, np.copy)
+        arrays = [arguments[over], *(nan_array(e.expected.shape, e.dtype) for e in expected[1:])]
+        results = getattr(ops, op)(**arguments, **as_option(op, arrays), **kernel)
+        results = results if isinstance(results, tuple) else (results,)
+        assert results[0] is arguments[over]
+        assert all(map(same_bits, results, separate)), f"{case}: not the same over {over}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# NaN and infinity
+
+
+def _first_case_with_columns(op):
+    """The first case with several rows and columns, small enough to try each of its elements."""
+    return next(case for case, _ in cases(op)
+                if all(x.size > 8 for x in case.arguments.values() if isinstance(x, np.ndarray) and x.ndim > 1))
+
+
+@every_rung
+def test_nan_and_infinity_reach_what_depends_on_them(ops, op, kernel):
+    """A NaN makes every result NaN that depends on that element (those that change when it is moved), and none that
+    is not NaN in the specification. (Between the two there is freedom: 0 * NaN for a key behind the mask.)
+    Infinity: what is not finite in the specification is not finite here, and the rest is within budget."""
+    case = _first_case_with_columns(op)
+    rng = np.random.default_rng(3)
+    for name, x in case.arguments.items():
+        if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
+            continue
+        for place in {0, x.size - 1, int(rng.integers(x.size))}:
+            with np.errstate(all="ignore"):
+                def with_value(value, name=name, x=x, place=place):
+                    changed = x.copy()
+                    changed.flat[place] = value
+                    return dict(case.arguments, **{name: changed})
+
+                def in_float64(arguments):
+                    return budget.run(numpy_ops, op, budget.convert(arguments, lambda x: x.astype(np.float64)))
+
+                got = budget.run(ops, op, with_value(np.nan), **kernel)
+                allowed = in_float64(with_value(np.nan))
+                before, after = in_float64(case.arguments), in_float64(with_value(x.flat[place] * 1.5 + 0.1))
+                for output, g, a, b, c in zip(budget.OUTPUTS[op], got, allowed, before, after, strict=True):
+                    if g is not None:
+                        g, a, needed = np.isnan(g), np.isnan(a), np.not_equal(b, c)
+                        at = f"{case}: NaN in {name} at {place}"
+                        assert not (needed & a & ~g).any(), f"{at} is lost on the way to {output}"
+                        assert not (g & ~a).any(), f"{at} reaches elements of {output} that do not depend on it"
+                for infinity in (np.inf, -np.inf):
+                    arguments = with_value(infinity)
+                    got, expected = budget.run(ops, op, arguments, **kernel), in_float64(arguments)
+                    for output, g, e in zip(budget.OUTPUTS[op], got, expected, strict=True):
+                        if g is not None:
+                            assert (np.isfinite(g) == np.isfinite(e)).all(), \
+                                f"{case}: {infinity} in {name} at {place}: {output} is {g}, must be {e}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# bad arguments: the same error from every backend, before anything is written
+
+
+def _error(ops, op, arguments):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(ops, op)(**arguments)
+    return type(caught.value), str(caught.value)
+
+
+def refused(op, arguments, *words):
+    """Every backend refuses the arguments in the same words, which name the op and contain `words`."""
+    kind, text = _error(numpy_ops, op, arguments)
+    assert text.startswith(f"{op}: "), text
+    for word in words:
+        assert word in text, text
+    for name, ops in IMPLEMENTATIONS.items():
+        assert _error(ops, op, arguments) == (kind, text), name
+    return kind
+
+
+def _small(op):
+    return dict(_first_case_with_columns(op).arguments)
+
+
+ARRAYS = [(op, name) for op in OPS for name, x in _small(op).items() if isinstance(x, np.ndarray)]
+
+
+@pytest.mark.parametrize("op, name", ARRAYS)
+def test_refuses_what_is_no_array(op, name):
+    optional = inspect.signature(getattr(numpy_ops, op)).parameters[name].default is None
+    for wrong in ([1.0, 2.0], "x") if optional else ([1.0, 2.0], None):
+        assert refused(op, dict(_small(op), **{name: wrong}), name) is TypeError
+
+
+@pytest.mark.parametrize("op, name", ARRAYS)
+def test_refuses_another_dtype(op, name):
+    arguments = _small(op)
+    if arguments[name].dtype.kind == "f":
+        wrong = [np.float16, np.int64, np.complex64]
+        if all(x.dtype.kind != "f" for n, x in arguments.items() if n != name and isinstance(x, np.ndarray)):
+            wrong.remove(np.float16)                   # alone, NumPy takes any floating type
+    else:
+        wrong = [np.float32]
+    for dtype in wrong:
+        assert refused(op, dict(arguments, **{name: arguments[name].astype(dtype)}), name) is TypeError
+
+
+@pytest.mark.parametrize("op, name", [(op, name) for op, name in ARRAYS if op != "squared_norm"])
+def test_refuses_another_shape(op, name):
+    arguments = _small(op)
+    x = arguments[name]
+    wrong = [x[..., :-1], np.repeat(x, 2, axis=-1), x[..., None]]
+    if (op, name) in (("gelu_forward", "x"), ("cross_entropy_forward", "logits"), ("cross_entropy_backward", "logits")):
+        wrong = [x[0]] if name == "logits" else []                       # nothing to hold the last axis against
+    if name == "tokens":
+        wrong = wrong[2:] if op == "embedding_forward" else wrong
+    for other in wrong:
+        assert refused(op, dict(arguments, **{name: other})) is ValueError
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if BUFFERS[op]])
+def test_refuses_wrong_buffers(op):
+    arguments, key = _small(op), BUFFERS[op]
+    expected = budget.budget(op, arguments)
+    if len(expected) == 1:
+        shape = expected[0].expected.shape
+        assert refused(op, dict(arguments, **{key: np.empty((2, *shape), np.float32)}), key) is ValueError
+        assert refused(op, dict(arguments, **{key: np.empty(shape, np.float64)}), key) is TypeError
+        assert refused(op, dict(arguments, **{key: [1.0]}), key) is TypeError
+        return
+    for wrong in ((), (np.empty(3, np.float32),) * (len(expected) + 1), np.empty(len(expected), np.float32), 7):
+        assert refused(op, dict(arguments, **{key: wrong}), key, str(len(expected))) is TypeError
+    for i, e in enumerate(expected):
+        arrays = [np.empty(e.expected.shape, np.float32) for e in expected]
+        arrays[i] = np.empty((2, *e.expected.shape), np.float32)
+        assert refused(op, dict(arguments, **{key: tuple(arrays)}), e.output) is ValueError
+        arrays[i] = np.empty(e.expected.shape, np.float64)
+        assert refused(op, dict(arguments, **{key: tuple(arrays)}), e.output) is TypeError
+
+
+@pytest.mark.parametrize("ops", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+def test_refuses_unknown_kernels(ops):
+    assert set(ops.kernels) == {op for op in OPS if "kernel" in inspect.signature(getattr(numpy_ops, op)).parameters}
+    for op, rungs in ops.kernels.items():
+        kind, text = _error(ops, op, dict(_small(op), kernel="warp"))
+        assert kind is ValueError and text.startswith(f"{op}: ") and "'warp'" in text
+        assert all(rung in text for rung in rungs)
+
+
+def _array(*shape):
+    return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize("op, changes, kind, words", [
+    ("embedding_forward", dict(tokens=np.array([[0, 5]]), wte=_array(5, 3)), ValueError, ("tokens[0, 1] is 5", "0 .. 4")),
+    ("embedding_forward", dict(tokens=np.array([[-1, 0]])), ValueError, ("tokens[0, 0] is -1",)),
+    ("embedding_forward", dict(tokens=np.zeros((0, 3), int)), ValueError, ("tokens", "empty")),
+    ("embedding_forward", dict(position=-1), ValueError, ("position",)),
+    ("embedding_forward", dict(position=10 ** 6), ValueError, ("position", "wpe")),
+    ("embedding_backward", dict(tokens=np.array([[0, 99]])), ValueError, ("tokens[0, 1] is 99",)),
+    ("layernorm_forward", dict(x=_array(0, 5)), ValueError, ("x", "empty")),
+    ("linear_forward", dict(x=_array(3, 4), weight=_array(5, 6)), ValueError, ("x", "(..., 6)")),
+    ("linear_forward", dict(weight=_array(5)), ValueError, ("weight", "(N, K)")),
+    ("rope_forward", dict(x=_array(1, 1, 3, 5)), ValueError, ("5", "even")),
+    ("rope_forward", dict(cos=_array(4, 3)), ValueError, ("cos",)),
+    ("attention_forward", dict(k=_array(1, 5, 7, 4), v=_array(1, 5, 7, 4), q=_array(1, 12, 7, 4)), ValueError,
+     ("k has 5 heads", "12")),
+    ("attention_forward", dict(k=_array(1, 2, 7, 4), v=_array(1, 2, 8, 4), q=_array(1, 2, 7, 4)), ValueError, ("v",)),
+    ("attention_forward", dict(k=_array(1, 2, 0, 4), v=_array(1, 2, 0, 4), q=_array(1, 2, 7, 4)), ValueError,
+     ("k", "empty")),
+    ("attention_forward", dict(scale=float("nan")), ValueError, ("scale",)),
+    ("attention_backward", dict(scale=float("inf")), ValueError, ("scale",)),
+    ("cross_entropy_forward", dict(logits=_array(2, 3), targets=np.array([0, 3])), ValueError, ("targets[1] is 3",)),
+    ("cross_entropy_forward", dict(logits=_array(2, 3), targets=np.array([-1, 0])), ValueError, ("targets[0] is -1",)),
+    ("adamw", dict(step=0), ValueError, ("step",)),
+])
+def test_refuses_bad_values(op, changes, kind, words):
+    assert refused(op, dict(_small(op), **changes), *words) is kind
+
+
+@pytest.mark.parametrize("ops", [ops for name, ops in IMPLEMENTATIONS.items() if name != "numpy"],
+                         ids=[name for name in IMPLEMENTATIONS if name != "numpy"])
+def test_cpp_takes_float32_only(ops):
+    for op in OPS:
+        kind, text = _error(ops, op, budget.convert(_small(op), lambda x: x.astype(np.float64)))
+        assert kind is TypeError and text.startswith(f"{op}: ") and "float64" in text and "float32" in text
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# sizes that nobody thought of
+
+
+def ragged(examples, **strategies):
+    """A hypothesis test over sizes: the same examples in every run, no time limit for a single one."""
+    def wrap(test):
+        return settings(max_examples=examples, deadline=None, derandomize=True, database=None,
+                        suppress_health_check=list(HealthCheck))(given(seed=st.integers(0, 999), **strategies)(test))
+    return wrap
+
+
+def everywhere(op, arguments):
+    expected = budget.budget(op, arguments)
+    sizes = {name: x.shape if isinstance(x, np.ndarray) else x for name, x in arguments.items()}
+    for name, ops in IMPLEMENTATIONS.items():
+        for kernel in ops.kernels.get(op, (None,)):
+            option = {} if kernel is None else {"kernel": kernel}
+            check(op, f"{name} {kernel} {sizes}", expected, budget.run(ops, op, arguments, **option))
+
+
+@ragged(30, B=st.integers(1, 2), groups=st.integers(1, 3), Hkv=st.integers(1, 2), Tq=st.integers(1, 140),
+        Tk=st.integers(1, 140), D=st.integers(1, 100), causal=st.booleans(), peaked=st.booleans())
+def test_ragged_attention(B, groups, Hkv, Tq, Tk, D, causal, peaked, seed):
+    rng = np.random.default_rng(seed)
+    q, k, v = all_cases.attention_inputs(rng, B, groups * Hkv, Hkv, Tq, Tk, D, peaked)
+    everywhere("attention_forward", dict(q=q, k=k, v=v, causal=causal))
+    out, lse = numpy_ops.attention_forward(q, k, v, causal)
+    dout = all_cases.numbers(rng, *q.shape)
+    everywhere("attention_backward", dict(dout=dout, q=q, k=k, v=v, out=out, lse=lse, causal=causal))
+
+
+@ragged(30, rows=st.integers(1, 70), C=st.integers(1, 300))
+def test_ragged_norms(rows, C, seed):
+    rng = np.random.default_rng(seed)
+    x, dy, weight, bias = (all_cases.numbers(rng, *shape) for shape in ((rows, C), (rows, C), (C,), (C,)))
+    everywhere("layernorm_forward", dict(x=x, weight=weight, bias=bias))
+    _, mean, rstd = numpy_ops.layernorm_forward(x, weight, bias)
+    everywhere("layernorm_backward", dict(dy=dy, x=x, weight=weight, mean=mean, rstd=rstd))
+    everywhere("rmsnorm_forward", dict(x=x, weight=weight))
+    everywhere("rmsnorm_backward", dict(dy=dy, x=x, weight=weight, rstd=numpy_ops.rmsnorm_forward(x, weight)[1]))
+
+
+@ragged(25, rows=st.integers(1, 100), K=st.integers(1, 200), N=st.integers(1, 130))
+def test_ragged_linear(rows, K, N, seed):
+    rng = np.random.default_rng(seed)
+    x, dy, weight, bias = (all_cases.numbers(rng, *shape) for shape in ((rows, K), (rows, N), (N, K), (N,)))
+    everywhere("linear_forward", dict(x=x, weight=weight, bias=bias))
+    everywhere("linear_gelu_forward", dict(x=x, weight=weight, bias=bias))
+    everywhere("linear_backward", dict(dy=dy, x=x, weight=weight))
+
+
+@ragged(20, rows=st.integers(1, 60), V=st.integers(1, 400))
+def test_ragged_cross_entropy(rows, V, seed):
+    rng = np.random.default_rng(seed)
+    logits, targets = all_cases.numbers(rng, rows, V, spread=3), rng.integers(0, V, rows)
+    targets[rng.random(rows) < 0.2] = -100
+    everywhere("cross_entropy_forward", dict(logits=logits, targets=targets))
+    lse = numpy_ops.cross_entropy_forward(logits, targets)[1]
+    everywhere("cross_entropy_backward", dict(dloss=0.1, logits=logits, targets=targets, lse=lse))
+
+
+@ragged(30, n=st.integers(1, 3000))
+def test_ragged_elementwise(n, seed):
+    rng = np.random.default_rng(seed)
+    x, y, z = (all_cases.numbers(rng, n, spread=4) for _ in range(3))
+    everywhere("gelu_forward", dict(x=x))
+    everywhere("gelu_backward", dict(dy=y, x=x))
+    everywhere("swiglu_forward", dict(gate=x, up=y))
+    everywhere("swiglu_backward", dict(dy=z, gate=x, up=y))
+    everywhere("adamw", dict(param=x, grad=y, m=z, v=z * z, step=2, lr=0.1, weight_decay=0.1))
+    everywhere("squared_norm", dict(x=x))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the specification's gradients against finite differences, in float64
+
+
+@pytest.mark.parametrize("backward, kernel", [(op, kernel) for op in OPS if op.endswith("_backward")
+                                              for kernel in numpy_ops.kernels.get(op, (None,))])
+def test_gradients_are_derivatives(backward, kernel):
+    """The loss is a weighted sum of the results, so their gradients are the weights. Every element of every argument is
+    moved both ways by a millionth of its array's spread; the derivative is then good to about 1e-7 of the largest."""
+    forward = backward.replace("backward", "forward")
+    tried = 0
+    for case in all_cases.cases(forward):
+        arguments = budget.convert(case.arguments, lambda x: x.astype(np.float64))
+        floats = {name: x for name, x in arguments.items() if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
+        if max(x.size for x in floats.values()) > 1600:
+            continue
+        tried += 1
+        rng = np.random.default_rng(4)
+        results = dict(zip(budget.OUTPUTS[forward], budget.run(numpy_ops, forward, arguments), strict=True))
+        known = {**arguments, **results, "dloss": 0.37}
+        weights = {}
+        for name in inspect.signature(getattr(numpy_ops, backward)).parameters:
+            if name[0] == "d" and name[1:] in results:
+                size = np.abs(results[name[1:]]).max() or 1        # no result drowns the others in the loss
+                weights[name[1:]] = known[name] = rng.normal(0.5, 1, results[name[1:]].shape) / size
+        if "cross_entropy" in forward:
+            weights["losses"] = np.full(results["losses"].shape, 0.37)
+
+        def loss(arguments, weights=weights, forward=forward):
+            moved = dict(zip(budget.OUTPUTS[forward], budget.run(numpy_ops, forward, arguments), strict=True))
+            return sum((w * moved[name]).sum() for name, w in weights.items())
+
+        wanted = {name: known[name] for name in inspect.signature(getattr(numpy_ops, backward)).parameters
+                  if name in known}
+        gradients = budget.run(numpy_ops, backward, wanted, **({} if kernel is None else {"kernel": kernel}))
+        for name, gradient in zip(budget.OUTPUTS[backward], gradients, strict=True):
+            argument = name[1:]
+            if gradient is None or argument not in floats:
+                continue
+            x = floats[argument]
+            finite = np.isfinite(x)
+            h = 1e-6 * (x[finite].std() or 1.0)
+            numeric = np.zeros(x.shape)
+            for i in np.argwhere(finite):
+                there, back = x.copy(), x.copy()
+                there[tuple(i)] += h
+                back[tuple(i)] -= h
+                with np.errstate(all="ignore"):
+                    numeric[tuple(i)] = (loss(dict(arguments, **{argument: there}))
+                                         - loss(dict(arguments, **{argument: back}))) / (2 * h)
+            error, largest = np.abs(numeric - gradient).max(), np.abs(gradient).max()
+            assert error <= 1e-6 * max(largest, 1e-3), f"{case}: {name} differs by {error:.2g} of {largest:.2g}"
+    assert tried >= 2
