@@ -25,32 +25,10 @@ def default_data_collator(items):
     return {"input_ids": tokens, "labels": tokens}
 
 
-class Subset:
-    """The items start .. stop - 1 of a data set."""
-
-    def __init__(self, dataset, start, stop):
-        self.dataset, self.start, self.stop = dataset, start, stop
-
-    def __len__(self):
-        return self.stop - self.start
-
-    def __getitem__(self, i):
-        if not 0 <= i < len(self):
-            raise IndexError(f"Subset: index {i}, there are {len(self)} items")
-        return self.dataset[self.start + i]
-
-
-def split(dataset, eval_fraction):
-    """The front of a text to train on, its end (at least one block) to evaluate on."""
-    if len(dataset) < 2:
-        raise ValueError(f"split: the text fills {len(dataset)} block, must fill 2 or more (one to train on, one to "
-                         "evaluate on); take a longer text or a smaller block")
-    border = min(len(dataset) - 1, max(1, round(len(dataset) * (1 - eval_fraction))))
-    return Subset(dataset, 0, border), Subset(dataset, border, len(dataset))
-
-
 def fingerprint(dataset):
     """A short text that differs when the data do."""
+    if hasattr(dataset, "tokens"):  # a TextDataset: its blocks may overlap, its tokens do not
+        return f"{len(dataset)} blocks of {dataset.block_size}, crc32 {zlib.crc32(dataset.tokens):08x}"
     crc = 0
     for i in range(len(dataset)):
         crc = zlib.crc32(np.ascontiguousarray(dataset[i]), crc)

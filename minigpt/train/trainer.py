@@ -108,7 +108,7 @@ class Trainer:
             self._progress = None
         if args.save_strategy != "no":
             self._save()
-        if args.load_best_model_at_end:
+        if args.load_best_model_at_end and state.best_model_checkpoint:
             self._load_weights(Path(args.output_dir) / state.best_model_checkpoint)
         self._draw()
         mean = losses / max(1, state.global_step - first)
@@ -140,7 +140,7 @@ class Trainer:
         return loss
 
     def _after_step(self):
-        """Logs, evaluates and saves where it is time to."""
+        """Logs, evaluates and saves where it is time to. The last step is always evaluated."""
         args, state = self.args, self.state
         self._progress.advance()
         if state.global_step % args.logging_steps == 0:
@@ -149,7 +149,8 @@ class Trainer:
                        "tokens_per_second": self._log_tokens / (now - self._log_clock)})
             state.unlogged_loss, self._log_clock, self._log_tokens = 0.0, now, 0
         improved = False
-        if self._is_time(args.eval_strategy, args.eval_steps or args.logging_steps):
+        last = args.eval_strategy != "no" and state.global_step == state.max_steps
+        if last or self._is_time(args.eval_strategy, args.eval_steps or args.logging_steps):
             improved = self._evaluate_for_best()
         if self._is_time(args.save_strategy, args.save_steps) or improved and args.save_strategy != "no":
             self._save()
@@ -231,10 +232,7 @@ class Trainer:
 
     def save_model(self, output_dir=None):
         """Writes the weights, the configuration and the tokenizer into a folder (output_dir of the arguments)."""
-        folder = Path(output_dir or self.args.output_dir)
-        self.model.save_pretrained(folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+        self.model.save_pretrained(output_dir or self.args.output_dir, self.processing_class)
 
     def _save(self):
         """Makes a checkpoint of this step, if there is none yet, and returns its folder. Of the older ones it keeps the
@@ -303,8 +301,8 @@ class Trainer:
 
     def _describe(self, steps):
         """All that the weights depend on, as it comes back from JSON."""
-        run = {"the model's config": asdict(self.model.config), "ops": self.model.ops.name,
-               "train_dataset": data.fingerprint(self.train_dataset)}
+        run = {f"the model's {name}": value for name, value in asdict(self.model.config).items()}
+        run |= {"ops": self.model.ops.name, "train_dataset": data.fingerprint(self.train_dataset)}
         run |= {name: getattr(self.args, name) for name in EXACT}
         if not self.args.lr_scheduler_type.startswith("constant"):
             run["the number of steps"] = steps
