@@ -1,0 +1,60 @@
+"""The command line: `minigpt <command> ...`. Each command is a module with add_arguments(parser) and run(args); only the
+one asked for is imported. What goes wrong with what the user gave ends in one line and exit code 2, never a traceback."""
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+
+from . import __version__
+
+COMMANDS = {
+    "demo": ("minigpt.commands.demo", "train a small GPT on English for two minutes and see what it writes"),
+    "train": ("minigpt.commands.train", "train a GPT on a text file"),
+    "generate": ("minigpt.commands.generate", "continue a prompt with a trained GPT"),
+    "bench": ("minigpt.bench", "measure operations, training and decoding, side by side with torch"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(f"{message} ({self.prog} --help tells more)")
+
+
+def main(argv=None) -> int:
+    """Runs one command and returns its exit code: 0, or 2 after a line on stderr, or 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: _say(message)
+        try:
+            return _run(argv) or 0
+        except KeyboardInterrupt as stop:
+            _say(stop if stop.args else "interrupted")
+            return 130
+        except BrokenPipeError:  # the reader of our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            _say(f"{error.filename}: {error.strerror}" if error.filename else error)
+        except (ValueError, ImportError, FloatingPointError, MemoryError) as error:
+            _say(error if error.args else "out of memory")
+    return 2
+
+
+def _run(argv):
+    parser = _Parser(prog="minigpt", description="The GPT you can take apart.")
+    parser.add_argument("--version", action="version", version=f"minigpt {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    modules = {}
+    for name, (module, help) in COMMANDS.items():
+        command = commands.add_parser(name, help=help, description=help)
+        if name in argv[:1]:
+            modules[name] = importlib.import_module(module)
+            modules[name].add_arguments(command)
+    args = parser.parse_args(argv)
+    return modules[args.command].run(args)
+
+
+def _say(message):
+    print("minigpt:", " ".join(str(message).split()), file=sys.stderr)

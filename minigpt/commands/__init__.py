@@ -1,0 +1,1 @@
+"""The commands of `minigpt`; cli.py lists them."""

@@ -1,0 +1,102 @@
+"""minigpt demo: trains a small GPT for about two minutes on the English that ships with Python, and shows what it has
+learnt: a picture of the loss, and a text that it writes. Nothing is downloaded."""
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..train import checkpoint
+from .generate import write_text
+from .train import text_file, train_and_save
+
+DEFAULT_OUT = "out/demo"
+BATCH, LEARNING_RATE = 12, 2e-3
+PROMPT = "The "
+
+
+def add_arguments(parser):
+    parser.add_argument("--data", metavar="FILE", help="any UTF-8 text (default: the help texts of Python)")
+    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="folder for the results (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=2.0, metavar="X", 
+                        help="how long to train, about (default: %(default)s)")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="how many steps to train, instead")
+    parser.add_argument("--resume", action="store_true", help="go on with a demo that was stopped")
+    parser.add_argument("--ops", metavar="NAME", help="backend: cpp or numpy (default: the fastest)")
+
+
+def run(args):
+    from ..model import GPT
+    from ..text import TextDataset, Tokenizer, default_corpus
+    from ..train import Trainer, TrainingArguments
+
+    out = Path(args.out)
+    if args.data:
+        with text_file(args.data) as file:
+            text = file.read()
+    else:
+        text = default_corpus()
+    config = ModelConfig.preset("demo")
+    tokenizer = Tokenizer.train(text, config.vocab_size)
+    config = ModelConfig.preset("demo", vocab_size=tokenizer.vocab_size)  # a short text may have fewer tokens
+    train_text, eval_text = TextDataset.from_tokens(tokenizer.encode(text), config.block_size + 1).split(0.05)
+    overlapping = TextDataset.from_tokens(train_text.tokens, config.block_size + 1, stride=config.block_size // 4)
+    model = GPT(config, ops=args.ops)
+    print(f"{len(text):,} characters of English, cut into {len(train_text.tokens) + len(eval_text.tokens):,} tokens of "
+          f"{config.vocab_size:,} kinds, for a GPT of {config.n_layer} layers and {config.num_parameters():,} parameters "
+          f"(ops: {model.ops.name}).", file=sys.stderr)
+    if not args.resume and args.out == DEFAULT_OUT:
+        remove_demo(out)
+    steps = args.max_steps or earlier_steps(out) if args.resume else args.max_steps or steps_in(args.minutes, model)
+    arguments = TrainingArguments(
+        output_dir=args.out, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1, adam_beta2=0.99,
+        logging_steps=max(1, steps // 100), eval_strategy="steps", eval_steps=max(1, steps // 10),
+        save_steps=max(1, steps // 5), save_total_limit=1, load_best_model_at_end=True)
+    trainer = Trainer(model, arguments, train_dataset=overlapping, eval_dataset=eval_text, processing_class=tokenizer)
+    train_and_save(trainer, args.resume)
+
+    sample = io.StringIO()
+    write_text(model, tokenizer, PROMPT, sample, max_new_tokens=200, temperature=0.7, top_k=50, seed=0)
+    (out / "sample.txt").write_text(sample.getvalue(), encoding="utf-8")
+    print(f"This is what it writes now (more of it: minigpt generate --model {out} --prompt \"{PROMPT}\"):\n\n"
+          f"{sample.getvalue()}\n"
+          f"How its loss fell: {out / 'loss.png'}\n"
+          "Train one on a text of your own: minigpt train --data FILE --out out/mine\n"
+          "See how it is done: minigpt/model.py, on minigpt/ops/numpy_ops.py")
+
+
+def steps_in(minutes, model):
+    """The number of steps that fit into so many minutes on this machine, by the time that a few of them take."""
+    if not minutes > 0:
+        raise ValueError(f"--minutes is {minutes}, must be more than 0")
+    shape, vocab_size = (BATCH, model.config.block_size), model.config.vocab_size
+    tokens = np.random.default_rng(0).integers(vocab_size, size=shape)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        model.forward(tokens, tokens)
+        model.backward()
+        seconds.append(time.perf_counter() - start)
+    return max(20, round(60 * minutes / (1.1 * sorted(seconds)[3])))  # a tenth for the optimiser and for evaluation
+
+
+def earlier_steps(out):
+    """How long the demo in `out` was to be."""
+    checkpoints = list(checkpoint.listed(out).values())
+    if not checkpoints:
+        raise ValueError(f"--resume: there is no checkpoint of a demo in {out}")
+    return json.loads((checkpoints[-1] / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+
+
+def remove_demo(out):
+    """Deletes what an earlier demo made, and nothing else."""
+    for path in checkpoint.listed(out).values():
+        checkpoint.remove(path)
+    for name in ("metrics.jsonl", "loss.png", "sample.txt", "model.safetensors", "config.json", "generation_config.json",
+                 "tokenizer.json", "tokenizer_config.json"):
+        (out / name).unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""minigpt train: a text file in, a trained model out.
+
+The defaults are nanoGPT's for a CPU: 2000 steps of the `char` preset. Every field of TrainingArguments and of
+ModelConfig is an option too, under its own name.
+"""
+
+import shlex
+import sys
+from argparse import SUPPRESS, BooleanOptionalAction
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from ..config import PRESETS, ModelConfig
+from ..train.arguments import TrainingArguments
+
+DEFAULTS = dict(per_device_train_batch_size=12, max_steps=2000, learning_rate=1e-3, warmup_steps=100, weight_decay=0.1,
+                adam_beta2=0.99, logging_steps=50, eval_strategy="steps", eval_steps=250, save_steps=250,
+                save_total_limit=1, load_best_model_at_end=True)
+OWN_OPTION = {"output_dir", "seed", "lr_scheduler_type", "lr_scheduler_kwargs", "vocab_size", "causal"}
+
+
+def add_arguments(parser):
+    parser.add_argument("--data", required=True, metavar="FILE", help="any UTF-8 text")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model, checkpoints, log and picture")
+    parser.add_argument("--preset", default="char", choices=PRESETS, metavar="NAME", help=f"{', '.join(PRESETS)} (default: %(default)s)")
+    parser.add_argument("--tokenizer", metavar="KIND", default=SUPPRESS, help="char, bpe (trained on the text), or a folder "
+                        "or file to read one from (default: char for the char presets, else bpe)")
+    parser.add_argument("--vocab-size", type=int, metavar="N", default=SUPPRESS,
+                        help="of a bpe tokenizer (default: the preset's)")
+    parser.add_argument("--ops", metavar="NAME", help="backend: cpp or numpy (default: the fastest)", default=SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, metavar="S",
+                        help="of the first weights and the order of the data (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
+    parser.add_argument("--eval-fraction", type=float, default=0.1, metavar="X",
+                        help="share of the text, at its end, to evaluate on (default: %(default)s)")
+    parser.add_argument("--min-lr", type=float, metavar="X", default=SUPPRESS,
+                        help="learning rate at the end of the cosine (default: a tenth of the highest)")
+    add_fields(parser.add_argument_group("training, as TrainingArguments"), TrainingArguments, DEFAULTS)
+    add_fields(parser.add_argument_group("the model (default: the preset's)"), ModelConfig, None)
+
+
+def add_fields(group, cls, defaults):
+    """An option for every field of a dataclass that has none of its own, with its default, or another from `defaults`
+    (None: no default is shown)."""
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        if field.name in OWN_OPTION:
+            continue
+        kinds = [kind for kind in get_args(hints[field.name]) or [hints[field.name]] if kind is not type(None)]
+        default = (defaults or {}).get(field.name, SUPPRESS)
+        option = dict(action=BooleanOptionalAction) if kinds == [bool] else dict(type=kinds[0], metavar="X")
+        shown = field.default if default is SUPPRESS else default
+        group.add_argument(f"--{field.name.replace('_', '-')}", default=default,
+                           help=None if defaults is None else f"default: {shown}", **option)
+
+
+def given(args, cls):
+    """{field: value} of the options of `cls` that were given or have a default."""
+    return {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
+
+
+def run(args):
+    from ..model import GPT
+    from ..text import TextDataset
+    from ..train import Trainer
+
+    tokenizer = make_tokenizer(args)
+    config = ModelConfig.preset(args.preset, **given(args, ModelConfig) | {"vocab_size": tokenizer.vocab_size})
+    dataset = TextDataset(tokenizer, args.data, config.block_size + 1)
+    train_dataset, eval_dataset = dataset.split(args.eval_fraction)
+    arguments = given(args, TrainingArguments) | dict(output_dir=args.out, seed=args.seed, **schedule(args))
+    trainer = Trainer(GPT(config, ops=getattr(args, "ops", None), seed=args.seed), TrainingArguments(**arguments),
+                      train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer)
+    print(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
+          f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.model.ops.name}", file=sys.stderr)
+    train_and_save(trainer, args.resume)
+    print(f"The model is in {args.out}, its loss curve in {Path(args.out, 'loss.png')}. Let it write:\n"
+          f"  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
+
+
+def schedule(args):
+    """A cosine down to --min-lr."""
+    min_lr = getattr(args, "min_lr", args.learning_rate / 10)
+    return dict(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": min_lr})
+
+
+def train_and_save(trainer, resume):
+    """Trains and writes the model into output_dir. After Ctrl-C, says how to go on."""
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except KeyboardInterrupt:
+        state, command = trainer.state, [argument for argument in sys.argv[1:] if argument != "--resume"]
+        raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}, everything is saved; go on "
+                                f"with: minigpt {shlex.join(command)} --resume") from None
+    trainer.save_model()
+
+
+def make_tokenizer(args):
+    from ..text import CharTokenizer, Tokenizer
+
+    kind = getattr(args, "tokenizer", "char" if "char" in args.preset else "bpe")
+    if kind not in ("char", "bpe"):
+        return Tokenizer.from_pretrained(kind) if Path(kind).is_dir() else Tokenizer.from_file(kind)
+    with text_file(args.data) as file:
+        if kind == "char":
+            return CharTokenizer.train(file)
+        return Tokenizer.train(file, getattr(args, "vocab_size", PRESETS[args.preset]["vocab_size"]))
+
+
+@contextmanager
+def text_file(path):
+    """Opens a UTF-8 text for reading; ValueError if it is empty or not UTF-8."""
+    if Path(path).is_file() and not Path(path).stat().st_size:
+        raise ValueError(f"{path} is empty")
+    with open(path, encoding="utf-8", newline="") as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} ({error.reason})") from None
