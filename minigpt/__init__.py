@@ -14,6 +14,8 @@ _HOME = {
     "TextDataset": "text",
     "Trainer": "train",
     "TrainingArguments": "train",
+    "num_threads": "ops",
+    "set_num_threads": "ops",
 }
 __all__ = [*_HOME, "ops"]
 

@@ -39,4 +39,5 @@ PYBIND11_MODULE(MINIGPT_MODULE, m) {
   bind_attention(m);
   bind_layernorm(m);
   bind_machine_limits(m);
+  bind_single_kernels(m);
 }

@@ -184,6 +184,19 @@ inline vec min(vec a, vec b) {
 #endif
 }
 
+inline vec sqrt(vec x) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX__)
+  return (vec)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (vec)_mm_sqrt_ps((__m128)x);
+#else
+  for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
 // The sum and the largest of the lanes, by halves: lane i meets lane i + LANES / 2 first.
 inline float sum(vec v) {
 #if defined(__AVX512F__)
@@ -228,6 +241,21 @@ inline float sum_over(int64_t n, const Term& term) {
     s1 += lane_numbers() < rest ? term(i, Part{rest}) : vec{};
   }
   return sum((s0 + s1) + (s2 + s3));
+}
+
+// The largest of n >= 1 floats.
+inline float max_over(const float* x, int64_t n) {
+  vec m0 = broadcast(x[0]), m1 = m0, m2 = m0, m3 = m0;
+  int64_t i = 0;
+  for (; i + 4 * LANES <= n; i += 4 * LANES) {
+    m0 = max(load(x + i), m0);
+    m1 = max(load(x + i + LANES), m1);
+    m2 = max(load(x + i + 2 * LANES), m2);
+    m3 = max(load(x + i + 3 * LANES), m3);
+  }
+  for (; i + LANES <= n; i += LANES) m0 = max(load(x + i), m0);
+  if (i < n) m0 = max(load_partial(x + i, n - i, x[0]), m0);
+  return max(max(max(m0, m1), max(m2, m3)));
 }
 
 // y * 2^n for y in [0.7, 1.42] and integral n in [-151, 129]. Results below the smallest normal number become denormal

@@ -34,3 +34,17 @@ def available():
 def default():
     """The fastest backend that loads here: "cpp" where it was built, else "numpy"."""
     return "cpp" if available()["cpp"] is None else "numpy"
+
+
+def num_threads():
+    """The number of threads that the C++ kernels use; 1 where they are not built."""
+    return load("cpp").num_threads() if available()["cpp"] is None else 1
+
+
+def set_num_threads(n):
+    """Lets the C++ kernels use n threads, n >= 1; the default is OMP_NUM_THREADS, or else the number of cores. Results
+    do not depend on it. Does nothing where the kernels are not built (NumPy's BLAS has settings of its own)."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"set_num_threads: n is {n!r}, must be an integer of 1 or more")
+    if available()["cpp"] is None:
+        load("cpp").set_num_threads(n)

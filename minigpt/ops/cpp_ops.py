@@ -45,8 +45,7 @@ kernels = {
 }
 
 
-def set_num_threads(n):
-    _C.set_num_threads(n)
+num_threads, set_num_threads = _C.num_threads, _C.set_num_threads
 
 
 def _float32(op, name, x):
@@ -73,12 +72,60 @@ def _grad(given, shape, accumulate):
     return _out(given, shape)
 
 
+def _integers(x):
+    return np.ascontiguousarray(x, np.int64)
+
+
+def _walkable(x):
+    """Whether the kernels of heads (rope, attention) can go through x by its strides."""
+    return x.flags.aligned and (x.strides[-1] == x.itemsize or x.shape[-1] == 1)
+
+
+def _heads(x):
+    return x if _walkable(x) else np.ascontiguousarray(x)
+
+
+def _heads_out(x, shape):
+    return x if x is not None and _walkable(x) else np.empty(shape, np.float32)
+
+
 def _deliver(result, given):
     """The result, copied into the caller's array where the kernel could not write there itself."""
     if given is None or given is result:
         return result
     given[...] = result
     return given
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# embedding
+
+
+def embedding_forward(tokens, wte, wpe=None, position=0, *, out=None):
+    check.embedding_forward(tokens, wte, wpe, position, out)
+    _float32("embedding_forward", "wte", wte)
+    x = _out(out, (*tokens.shape, wte.shape[1]))
+    _C.embedding_forward(_integers(tokens), _in(wte), _in(wpe), position, x)
+    return _deliver(x, out)
+
+
+def embedding_backward(dx, tokens, wte, wpe=None, position=0, *, grads=None, accumulate=False):
+    check.embedding_backward(dx, tokens, wte, wpe, position, grads)
+    _float32("embedding_backward", "wte", wte)
+    given = grads or (None, None)
+    dwte, dwpe = (table if table is None else _table_grad(grad, table.shape, accumulate)
+                  for table, grad in zip((wte, wpe), given, strict=True))
+    _C.embedding_backward(_in(dx), _integers(tokens), position, dwte, dwpe)
+    return _deliver(dwte, given[0]), dwpe if wpe is None else _deliver(dwpe, given[1])
+
+
+def _table_grad(given, shape, accumulate):
+    """The gradient of a table before anything is added to it."""
+    if given is None:
+        return np.zeros(shape, np.float32)
+    if not accumulate:
+        given[...] = 0
+    return _out(given, shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -104,21 +151,104 @@ def layernorm_backward(dy, x, weight, mean, rstd, *, kernel=None, grads=None, ac
     return _deliver(dx, dx_out), _deliver(dweight, dweight_out), _deliver(dbias, dbias_out)
 
 
+def rmsnorm_forward(x, weight, eps=1e-5, *, out=None):
+    check.rmsnorm_forward(x, weight, eps, out)
+    _float32("rmsnorm_forward", "x", x)
+    y_out, rstd_out = out or (None, None)
+    y, rstd = _out(y_out, x.shape), _out(rstd_out, x.shape[:-1])
+    _C.rmsnorm_forward(_in(x), _in(weight), eps, y, rstd)
+    return _deliver(y, y_out), _deliver(rstd, rstd_out)
+
+
+def rmsnorm_backward(dy, x, weight, rstd, *, grads=None, accumulate=False):
+    check.rmsnorm_backward(dy, x, weight, rstd, grads)
+    _float32("rmsnorm_backward", "x", x)
+    dx_out, dweight_out = grads or (None, None)
+    dx, dweight = _out(dx_out, x.shape), _grad(dweight_out, weight.shape, accumulate)
+    _C.rmsnorm_backward(_in(dy), _in(x), _in(weight), _in(rstd), accumulate, dx, dweight)
+    return _deliver(dx, dx_out), _deliver(dweight, dweight_out)
+
+
+def residual_layernorm_forward(x, residual, weight, bias=None, eps=1e-5, *, out=None):
+    check.residual_layernorm_forward(x, residual, weight, bias, eps, out)
+    _float32("residual_layernorm_forward", "x", x)
+    h_out, y_out, mean_out, rstd_out = out or (None, None, None, None)
+    h, y, mean, rstd = (_out(h_out, x.shape), _out(y_out, x.shape),
+                        _out(mean_out, x.shape[:-1]), _out(rstd_out, x.shape[:-1]))
+    _C.residual_layernorm_forward(_in(x), _in(residual), _in(weight), _in(bias), eps, h, y, mean, rstd)
+    return _deliver(h, h_out), _deliver(y, y_out), _deliver(mean, mean_out), _deliver(rstd, rstd_out)
+
+
+def residual_layernorm_backward(dh, dy, h, weight, mean, rstd, *, grads=None, accumulate=False):
+    check.residual_layernorm_backward(dh, dy, h, weight, mean, rstd, grads)
+    _float32("residual_layernorm_backward", "h", h)
+    dx_out, dweight_out, dbias_out = grads or (None, None, None)
+    dx = _out(dx_out, h.shape)
+    dweight, dbias = _grad(dweight_out, weight.shape, accumulate), _grad(dbias_out, weight.shape, accumulate)
+    _C.residual_layernorm_backward(_in(dh), _in(dy), _in(h), _in(weight), _in(mean), _in(rstd), accumulate,
+                                   dx, dweight, dbias)
+    return _deliver(dx, dx_out), _deliver(dweight, dweight_out), _deliver(dbias, dbias_out)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# activations
+
+
+def gelu_forward(x, *, out=None):
+    check.same_shape("gelu_forward", x=x, out=out)
+    _float32("gelu_forward", "x", x)
+    y = _out(out, x.shape)
+    _C.gelu_forward(_in(x), y)
+    return _deliver(y, out)
+
+
+def gelu_backward(dy, x, *, grads=None):
+    check.same_shape("gelu_backward", dy=dy, x=x, grads=grads)
+    _float32("gelu_backward", "x", x)
+    dx = _out(grads, x.shape)
+    _C.gelu_backward(_in(dy), _in(x), dx)
+    return _deliver(dx, grads)
+
+
+def swiglu_forward(gate, up, *, out=None):
+    check.same_shape("swiglu_forward", gate=gate, up=up, out=out)
+    _float32("swiglu_forward", "gate", gate)
+    y = _out(out, gate.shape)
+    _C.swiglu_forward(_in(gate), _in(up), y)
+    return _deliver(y, out)
+
+
+def swiglu_backward(dy, gate, up, *, grads=None):
+    check.swiglu_backward(dy, gate, up, grads)
+    _float32("swiglu_backward", "gate", gate)
+    dgate_out, dup_out = grads or (None, None)
+    dgate, dup = _out(dgate_out, gate.shape), _out(dup_out, gate.shape)
+    _C.swiglu_backward(_in(dy), _in(gate), _in(up), dgate, dup)
+    return _deliver(dgate, dgate_out), _deliver(dup, dup_out)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# rope
+
+
+def rope_forward(x, cos, sin, *, out=None):
+    return _rope("rope_forward", x, cos, sin, out, backwards=False)
+
+
+def rope_backward(dy, cos, sin, *, grads=None):
+    return _rope("rope_backward", dy, cos, sin, grads, backwards=True)
+
+
+def _rope(op, x, cos, sin, out, backwards):
+    check.rope(op, x, cos, sin, out)
+    _float32(op, "x", x)
+    y = _heads_out(out, x.shape)
+    _C.rope(_heads(x), _in(cos), _in(sin), backwards, y)
+    return _deliver(y, out)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # attention
-
-
-def _walkable(x):
-    """Whether the attention kernels can go through x by its strides."""
-    return x.flags.aligned and (x.strides[-1] == x.itemsize or x.shape[-1] == 1)
-
-
-def _heads(x):
-    return x if _walkable(x) else np.ascontiguousarray(x)
-
-
-def _heads_out(x, shape):
-    return x if x is not None and _walkable(x) else np.empty(shape, np.float32)
 
 
 def attention_forward(q, k, v, causal=True, scale=None, *, kernel=None, out=None):
@@ -139,3 +269,43 @@ def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kern
     _C.attention_backward(_heads(dout), _heads(q), _heads(k), _heads(v), _heads(out), np.ascontiguousarray(lse),
                           causal, scale, kernel, *results)
     return tuple(_deliver(result, given) for result, given in zip(results, (dq, dk, dv), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# cross-entropy
+
+
+def cross_entropy_forward(logits, targets, ignore_index=-100, *, out=None):
+    check.cross_entropy_forward(logits, targets, ignore_index, out)
+    _float32("cross_entropy_forward", "logits", logits)
+    losses_out, lse_out = out or (None, None)
+    losses, lse = _out(losses_out, targets.shape), _out(lse_out, targets.shape)
+    _C.cross_entropy_forward(_in(logits), _integers(targets), ignore_index, losses, lse)
+    return _deliver(losses, losses_out), _deliver(lse, lse_out)
+
+
+def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, grads=None):
+    check.cross_entropy_backward(logits, targets, lse, ignore_index, grads)
+    _float32("cross_entropy_backward", "logits", logits)
+    dlogits = _out(grads, logits.shape)
+    _C.cross_entropy_backward(dloss, _in(logits), _integers(targets), _in(lse), ignore_index, dlogits)
+    return _deliver(dlogits, grads)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the optimiser
+
+
+def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, grad_scale=1.0):
+    check.adamw(param, grad, m, v, step)
+    _float32("adamw", "param", param)
+    results = [_out(x, x.shape) for x in (param, m, v)]
+    _C.adamw(results[0], _in(grad), results[1], results[2], step, lr, beta1, beta2, eps, weight_decay, grad_scale)
+    for result, given in zip(results, (param, m, v), strict=True):
+        _deliver(result, given)
+
+
+def squared_norm(x):
+    check.squared_norm(x)
+    _float32("squared_norm", "x", x)
+    return _C.squared_norm(_in(x))

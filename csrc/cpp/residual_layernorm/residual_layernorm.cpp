@@ -1,0 +1,47 @@
+// The end of one branch and the start of the next, fused: the row of h is normalised while it is still in the L1 cache.
+// Apart, the two would read h from memory once more, forward (16 bytes a number instead of 20) and backward (16 instead
+// of 24). The arithmetic is layernorm's, see layernorm/row.h.
+// measured: (none yet)
+#include "residual_layernorm.h"
+
+#include "layernorm/row.h"
+#include "row_sums.h"
+
+namespace minigpt {
+
+void residual_layernorm_forward(const float* x, const float* residual, const float* weight, const float* bias,
+                                int64_t rows, int64_t C, float eps, float* h, float* y, float* mean, float* rstd) {
+  parallel_for(rows, rows_per_piece(C), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+      float* row = h + r * C;
+      mean[r] = sum_over(C,
+                         [&](int64_t i, auto at) {
+                           vec v = at.load(x + r * C + i) + at.load(residual + r * C + i);
+                           at.store(row + i, v);
+                           return v;
+                         }) /
+                C;
+      rstd[r] = row_rstd(row, mean[r], C, eps);
+      normalise_row(row, weight, bias, mean[r], rstd[r], C, false, y + r * C);
+    }
+  });
+}
+
+void residual_layernorm_backward(const float* dh, const float* dy, const float* h, const float* weight,
+                                 const float* mean, const float* rstd, int64_t rows, int64_t C, bool accumulate,
+                                 float* dx, float* dweight, float* dbias) {
+  sum_over_rows(
+      rows, 2 * C,
+      [&](int64_t begin, int64_t end, float* sums) {
+        for (int64_t r = begin; r < end; r++) {
+          int64_t at = r * C;
+          backward_row(dh + at, dy + at, h + at, weight, mean[r], rstd[r], C, dx + at, sums, sums + C);
+        }
+      },
+      [&](int64_t i, float total) {
+        float& gradient = i < C ? dweight[i] : dbias[i - C];
+        gradient = accumulate ? gradient + total : total;
+      });
+}
+
+}  // namespace minigpt
