@@ -90,7 +90,9 @@ class _Transformers:
         return self._forward(prompt[None])
 
     def rewind(self, length):
-        self.cache.crop(length)
+        surplus = self.cache.get_seq_length() - length
+        if surplus:
+            self.cache.crop(-surplus)
 
     def append(self, token):
         return self._forward(np.array([[token]]))

@@ -85,7 +85,7 @@ def compare(variants, seconds=1.5):
             took = time.perf_counter() - start
             if took > 1:
                 break
-        counts[name] = max(1, round(BLOCK / took))
+        counts[name] = max(1, round(min(BLOCK, seconds) / took))
     clean, every = {name: [] for name in variants}, {name: [] for name in variants}
     order, start = list(variants), time.perf_counter()
     while True:

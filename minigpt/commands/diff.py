@@ -1,0 +1,105 @@
+"""minigpt diff: does one backend compute what another does, and if not, which operation is the first that does not?
+
+A small GPT of GPT-2's shape and one of Llama's go forward and back once. Every operation is run on both backends with
+the same arguments, and each result is held against the oracle within the error budget (see ops/budget.py), so that an
+error shows where it is made and not in everything after it. The model itself goes on with what backend a computed.
+"""
+
+import inspect
+
+import numpy as np
+
+from .. import ops as backends
+from ..config import ModelConfig
+from ..model import GPT
+from ..ops import budget, numpy_ops
+
+SIZE = dict(vocab_size=67, block_size=24, n_layer=1, n_head=4, n_embd=40)
+LLAMA = dict(norm="rmsnorm", position="rope", activation="swiglu", bias=False, tied=False, n_kv_head=2, n_inner=107)
+SHAPES = {"GPT-2's shape": ModelConfig(**SIZE), "Llama's shape": ModelConfig(**SIZE, **LLAMA)}
+B, T = 2, 19
+
+
+def add_arguments(parser):
+    parser.add_argument("--a", default="numpy", choices=backends.BACKENDS, help="the backend that the model runs on")
+    parser.add_argument("--b", default="cpp", choices=backends.BACKENDS, help="the backend that is compared with it")
+
+
+def run(args):
+    a, b = backends.load(args.a), backends.load(args.b)
+    first_over = None
+    for name, config in SHAPES.items():
+        print(f"\n{name}: the share of the error budget that each operation uses\n")
+        print(f"  {'call':>4}  {'operation':30} {'weights':22} {'result':8} {args.a:>8} {args.b:>8}")
+        for number, (op, weights, of_a, of_b) in enumerate(compare(config, a, b), start=1):
+            for verdict_a, verdict_b in zip(of_a, of_b, strict=True):
+                over = not (verdict_a.ok and verdict_b.ok)
+                print(f"  {number:4}  {op:30} {weights:22} {verdict_a.output:8} {verdict_a.share:8.1%} "
+                      f"{verdict_b.share:8.1%}{'  <- over' if over else ''}")
+                if over and first_over is None:
+                    culprit, verdict = (args.a, verdict_a) if not verdict_a.ok else (args.b, verdict_b)
+                    first_over = f"{name}, call {number}, on {culprit}: {verdict}"
+    if first_over:
+        print(f"\nThe first operation over its budget: {first_over}")
+        return 1
+    print(f"\n{args.a} and {args.b} agree: every operation is within its error budget.")
+    return 0
+
+
+def compare(config, a, b):
+    """Runs a model forward and back -> [(operation, weights, verdicts on a, verdicts on b)], in the order of the
+    calls. `weights` is the name of the part of the model whose parameters the call was given, or ""."""
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal(shape, np.float32) * np.float32(0.3) + np.float32("norm" in name)
+              for name, shape in config.parameter_shapes().items()}
+    tokens, targets = rng.integers(0, config.vocab_size, (2, B, T))
+    targets[0, 3] = -100
+    both = _Both(a, b, params)
+    model = GPT(config, both, params=params)
+    model.forward(tokens, targets)
+    model.backward()
+    return both.calls
+
+
+class _Both:
+    """Stands in for a backend's module: every operation runs on both, and returns what `a` computed."""
+
+    def __init__(self, a, b, params):
+        self.name, self._a, self._b, self._params = a.name, a, b, params
+        self.calls = []
+
+    def __getattr__(self, op):
+        if op not in budget.OUTPUTS:
+            return getattr(self._a, op)
+        signature = inspect.signature(getattr(numpy_ops, op))
+
+        def call(*args, **options):
+            bound = signature.bind(*args, **options).arguments
+            given = {k: bound.pop(k) for k, p in signature.parameters.items() if p.kind == p.KEYWORD_ONLY and k in bound}
+            key = "out" if "out" in given else "grads"  # what the results are to be written into
+            allowed = budget.budget(op, bound)
+            verdicts = []
+            for backend in (self._a, self._b):
+                buffers = {key: _blank(given[key])} if key in given else {}
+                results = budget.run(backend, op, bound, **buffers)
+                if isinstance(given.get(key), tuple):  # what the model has no use for (a missing bias) is not judged
+                    results = [None if x is None else r for r, x in zip(results, given[key], strict=True)]
+                    allowed = [None if x is None else r for r, x in zip(allowed, given[key], strict=True)]
+                verdicts.append(budget.judge(op, allowed, results))
+            self.calls.append((op, self._weights(bound), *verdicts))
+            return getattr(self._a, op)(*args, **options)
+
+        return call
+
+    def _weights(self, arguments):
+        for name, param in self._params.items():
+            if any(x is param for x in arguments.values()):
+                return name.removesuffix(".weight").removesuffix(".bias")
+        return ""
+
+
+def _blank(buffers):
+    """Arrays of the same shapes, full of NaN."""
+    if isinstance(buffers, tuple):
+        return tuple(None if x is None else _blank(x) for x in buffers)
+    return np.full(buffers.shape, np.nan, buffers.dtype)
