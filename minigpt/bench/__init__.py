@@ -48,6 +48,8 @@ def run(args):
         for path in tables.write():
             print(f"rewrote {path}")
         return 0
+    if args.only and args.what not in ("train", "all"):
+        raise ValueError(f"bench: --only picks training settings, it means nothing for {args.what}")
     if args.threads < 1:
         raise ValueError(f"bench: --threads is {args.threads}, must be 1 or more")
     sections = SECTIONS if args.what == "all" else (args.what,)
@@ -64,14 +66,14 @@ def run(args):
     return 0
 
 
-def measure(sections, threads, only=None, tiny=False, progress=lambda line: None):
+def measure(sections, threads, only=None, tiny=False, settings=("default", "best"), progress=lambda line: None):
     """Measures sections -> {"date", "threads", "machine", "sections": {name: {"limits", "rows", "ladders"}}}. A row
     holds its work and, under "default" and "best", the summary of each variant."""
     missing = backends.available()["cpp"]
     if missing:
         raise ValueError(f"bench: {missing}")
     torch = importlib.util.find_spec("torch") is not None
-    settings = ("default", "best") if torch else ("default",)
+    settings = settings if torch else ("default",)
     result = {"date": datetime.date.today().isoformat(), "threads": threads, "sections": {}}
     start = time.perf_counter()
     for section in sections:

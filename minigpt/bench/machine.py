@@ -11,7 +11,7 @@ PACKAGES = ("numpy", "torch", "transformers", "llama_cpp_python")
 
 def describe():
     """{"cpu", "family", "model", "isa", "compiler", "threading", "versions"}."""
-    extension, info = _extension(), _cpuinfo()
+    extension, info = _extension(), cpuinfo()
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -35,7 +35,7 @@ def _extension():
     return _C
 
 
-def _cpuinfo():
+def cpuinfo():
     """The first processor's entries in /proc/cpuinfo; nothing where there is none."""
     try:
         with open("/proc/cpuinfo") as file:

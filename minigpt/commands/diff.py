@@ -6,6 +6,7 @@ error shows where it is made and not in everything after it. The model itself go
 """
 
 import inspect
+import math
 
 import numpy as np
 
@@ -29,21 +30,25 @@ def run(args):
     a, b = backends.load(args.a), backends.load(args.b)
     first_over = None
     for name, config in SHAPES.items():
-        print(f"\n{name}: the share of the error budget that each operation uses\n")
-        print(f"  {'call':>4}  {'operation':30} {'weights':22} {'result':8} {args.a:>8} {args.b:>8}")
-        for number, (op, weights, of_a, of_b) in enumerate(compare(config, a, b), start=1):
-            for verdict_a, verdict_b in zip(of_a, of_b, strict=True):
-                over = not (verdict_a.ok and verdict_b.ok)
-                print(f"  {number:4}  {op:30} {weights:22} {verdict_a.output:8} {verdict_a.share:8.1%} "
-                      f"{verdict_b.share:8.1%}{'  <- over' if over else ''}")
-                if over and first_over is None:
-                    culprit, verdict = (args.a, verdict_a) if not verdict_a.ok else (args.b, verdict_b)
-                    first_over = f"{name}, call {number}, on {culprit}: {verdict}"
+        print(f"\n{name}: the worst result of each operation, as a share of its error budget\n")
+        print(f"  {'call':>4}  {'operation':28} {'weights':14} {args.a + ':':>17} {args.b + ':':>17}")
+        for number, (op, weights, *verdicts) in enumerate(compare(config, a, b), start=1):
+            worst = [max(of_one, key=_badness) for of_one in verdicts]
+            shares = " ".join(f"{verdict.output:>9} {verdict.share:7.1%}" for verdict in worst)
+            over = [pair for pair in zip((args.a, args.b), worst, strict=True) if not pair[1].ok]
+            print(f"  {number:4}  {op:28} {weights:14} {shares}{'  <- over' if over else ''}")
+            if over and first_over is None:
+                backend, verdict = over[0]
+                first_over = f"{name}, call {number}, on {backend}: {verdict}"
     if first_over:
         print(f"\nThe first operation over its budget: {first_over}")
         return 1
     print(f"\n{args.a} and {args.b} agree: every operation is within its error budget.")
     return 0
+
+
+def _badness(verdict):
+    return verdict.share if verdict.share == verdict.share else math.inf
 
 
 def compare(config, a, b):
@@ -75,7 +80,8 @@ class _Both:
 
         def call(*args, **options):
             bound = signature.bind(*args, **options).arguments
-            given = {k: bound.pop(k) for k, p in signature.parameters.items() if p.kind == p.KEYWORD_ONLY and k in bound}
+            keywords = [k for k, p in signature.parameters.items() if p.kind == p.KEYWORD_ONLY]
+            given = {k: bound.pop(k) for k in keywords if k in bound}
             key = "out" if "out" in given else "grads"  # what the results are to be written into
             allowed = budget.budget(op, bound)
             verdicts = []

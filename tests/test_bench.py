@@ -1,0 +1,169 @@
+"""minigpt bench: it times what it says, and the tables in the checkout say what was measured."""
+
+import importlib.util
+import json
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from minigpt import bench
+from minigpt.bench import measure, tables
+from minigpt.cli import main
+from minigpt.ops import available, numpy_ops
+
+needs_cpp = pytest.mark.skipif(available()["cpp"] is not None, reason="the C++ kernels are not built")
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+
+
+def test_tables_say_what_was_measured():
+    assert list(tables.stale()) == [], "run: minigpt bench tables"
+
+
+def test_every_rung_has_a_measured_line():
+    kernels = {(path.parent.name, direction, rung) for path, _, direction, rung in tables.rung_files()}
+    assert {"attention", "layernorm", "linear"} <= {folder for folder, *_ in kernels}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# timing
+
+
+def test_compare_orders_by_speed():
+    summaries = measure.compare({"slow": partial(time.sleep, 0.008), "fast": partial(time.sleep, 0.002)}, seconds=0.1)
+    assert 0.008 <= summaries["slow"]["median"] < 0.05
+    assert 0.002 <= summaries["fast"]["median"] < summaries["slow"]["median"]
+    for summary in summaries.values():
+        assert summary["q1"] <= summary["median"] <= summary["q3"]
+
+
+def test_dirty_blocks_are_dropped(monkeypatch):
+    """Blocks in which the machine was busy with something else do not count, unless all were."""
+    busy = iter([0, 0, 0, 1, 1, 1, 2, 2, 2, 3] + [3] * 1000)  # the machine's CPU seconds, before and after each block
+    monkeypatch.setattr(measure, "_machine_cpu_seconds", lambda: next(busy))
+    summary = measure.compare({"it": partial(time.sleep, 0.001)}, seconds=0.01)["it"]
+    assert summary["clean_blocks"] == 3 and not summary["noisy"]
+    monkeypatch.setattr(measure, "_machine_cpu_seconds", lambda clock=iter(range(10**6)): next(clock))
+    assert measure.compare({"it": partial(time.sleep, 0.001)}, seconds=0.01)["it"]["noisy"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# everything, at a tiny size
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return bench.measure(bench.SECTIONS, 1, tiny=True, settings=("default",))
+
+
+@needs_cpp
+def test_everything_is_measured(tiny):
+    ladders = {(row["ladder"], row["rung"]) for row in tiny["sections"]["ops"]["ladders"]}
+    from minigpt.ops import cpp_ops
+
+    assert ladders == {(op, rung) for op, rungs in cpp_ops.kernels.items() for rung in rungs}
+    works = [row["work"] for section in tiny["sections"].values() for row in section["rows"]]
+    assert len(works) == 10 + 1 + 2
+    for section in tiny["sections"].values():
+        assert all(value > 0 for value in section["limits"].values())
+        for row in section["rows"]:
+            assert all(summary["median"] > 0 for summary in row["default"].values())
+    text = tables.terminal(tiny)
+    assert all(work in text for work in works)
+
+
+@needs_cpp
+@needs_torch
+def test_the_peer_is_measured_beside_ours(tiny):
+    for section in ("ops", "train"):
+        for row in tiny["sections"][section]["rows"]:
+            assert {"ours", "torch"} <= row["default"].keys(), row["work"]
+
+
+@needs_cpp
+def test_kept_results_and_what_is_made_of_them(tiny, tmp_path, monkeypatch):
+    """A result kept is found again; README and headers follow it, and are stale when they do not."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(tables, "REPOSITORY", tmp_path)
+    folder = tmp_path / "csrc" / "cpp" / "layernorm"
+    folder.mkdir(parents=True)
+    rung = next(row["rung"] for row in tiny["sections"]["ops"]["ladders"] if row["ladder"] == "layernorm_forward")
+    header = folder / f"1_{rung}.cpp"
+    header.write_text("// What it computes.\n// measured: (none yet)\n#include <x>\n")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# x\n{tables.README_BEGIN}\nold\n{tables.README_END}\nrest\n")
+
+    tables.keep(tiny)
+    assert set(tables.stale()) == {header, readme}
+    assert set(tables.write()) == {header, readme} and tables.stale() == {}
+    assert "| layernorm forward (8, 24) |" in readme.read_text() and readme.read_text().endswith("rest\n")
+    lines = header.read_text().splitlines()
+    assert lines[0] == "// What it computes." and lines[-1] == "#include <x>"
+    assert lines[1].startswith("// measured: ") and "layernorm forward (8, 24)" in lines[1] and "(none yet)" not in lines[1]
+
+    header.write_text(header.read_text().replace("GB/s", "TB/s"))
+    assert set(tables.stale()) == {header}
+
+
+@needs_cpp
+def test_picture(tiny, tmp_path):
+    pytest.importorskip("matplotlib")
+    from minigpt.bench import picture
+
+    assert picture.ladders(tiny, tmp_path / "ladders.png")
+    assert (tmp_path / "ladders.png").read_bytes().startswith(b"\x89PNG")
+
+
+def row(ours, **peers):
+    summary = {name: {"median": s, "q1": s, "q3": s, "noisy": False} for name, s in peers.items()}
+    return {"ours": {"median": ours, "q1": ours, "q3": ours, "noisy": False}, **summary}
+
+
+def test_best_is_never_slower_than_default():
+    result = {"work": "w", "peer": "p", "flops": 1, "default": row(1.0, torch=3.0, compiled=2.5), "best": row(1.0, torch=4.0)}
+    [(name, default, best)] = tables.peers(result)
+    assert (default[1], best[1]) == (3.0, 2.5) and name == "p, best: compiled"
+
+
+def test_ratios_are_taken_in_one_process():
+    result = {"work": "w", "peer": "p", "flops": 1, "default": row(1.0, torch=4.0), "best": row(0.5, torch=1.0)}
+    [(_, default, best)] = tables.peers(result)
+    assert (default[1], best[1]) == (4.0, 2.0)
+
+
+@needs_torch
+def test_torch_twin_computes_our_loss():
+    import torch
+
+    from minigpt.bench.nanogpt import NanoGPT
+    from minigpt.config import ModelConfig
+    from minigpt.model import GPT
+
+    config = ModelConfig.preset("demo", n_layer=2, n_embd=32, n_head=2, block_size=16, vocab_size=50)
+    model = GPT(config, numpy_ops)
+    tokens, targets = np.random.default_rng(0).integers(0, 50, (2, 3, 16))
+    twin = NanoGPT(config, model.params)
+    loss = twin(torch.from_numpy(tokens), torch.from_numpy(targets))
+    loss.backward()
+    assert loss.item() == pytest.approx(model.forward(tokens, targets), rel=1e-6)
+    model.backward()
+    np.testing.assert_allclose(twin.wte.weight.grad.numpy(), model.grads["wte"], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(twin.h[1].qkv.bias.grad.numpy(), model.grads["h.1.attn.qkv.bias"], rtol=1e-3, atol=1e-6)
+
+
+@needs_cpp
+def test_command_writes_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: {
+        "date": "2026-01-02", "threads": 1, "sections": {},
+        "machine": {"cpu": "x", "family": None, "model": None, "isa": "base", "versions": {}}})
+    assert main(["bench", "ops", "--json", str(tmp_path / "f.json")]) == 0
+    assert json.loads((tmp_path / "f.json").read_text())["date"] == "2026-01-02"
+    assert "2026-01-02" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["nonsense"], "nonsense"), (["ops", "--threads", "0"], "--threads is 0"), (["decode", "--only", "GPT"], "--only")])
+def test_bad_arguments(arguments, words, capsys):
+    assert main(["bench", *arguments]) == 2
+    assert words in capsys.readouterr().err

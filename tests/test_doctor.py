@@ -1,0 +1,65 @@
+"""minigpt doctor: the report tells the truth, and ends with what to do."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minigpt.cli import main
+from minigpt.commands.doctor import arithmetic_checks
+from minigpt.ops import available, load, numpy_ops
+
+needs_cpp = pytest.mark.skipif(available()["cpp"] is not None, reason="the C++ kernels are not built")
+
+
+@needs_cpp
+def test_report(capsys, monkeypatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    extension = load("cpp")._C
+    assert f"threads: {extension.num_threads()}, by {extension.threading}" in out
+    assert next(line for line in out.splitlines() if "in use" in line).split()[2] == extension.isa
+    assert "WRONG" not in out and out.rstrip().endswith("Nothing is missing.")
+
+
+@needs_cpp
+def test_a_slow_setting_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "OPENBLAS_CORETYPE=Haswell" in out
+    assert "unset OPENBLAS_CORETYPE" in out.partition("What to do next:")[2]
+
+
+def test_without_the_kernels(tmp_path):
+    """A machine where nothing was built: the report says so, says what to do, and there is no traceback."""
+    blocked = "import sys; sys.modules['minigpt._cpp_base'] = None; from minigpt.cli import main; sys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stderr
+    assert "[ ] cpp" in done.stdout and "pip install -e ." in done.stdout.partition("What to do next:")[2]
+
+
+def test_arithmetic_holds_in_numpy():
+    with np.errstate(all="ignore"):
+        assert all(arithmetic_checks(numpy_ops).values())
+
+
+@needs_cpp
+def test_arithmetic_holds_in_the_kernels():
+    checks = arithmetic_checks(load("cpp"))
+    assert all(checks.values()), [name for name, good in checks.items() if not good]
+
+
+def test_fast_math_would_be_noticed():
+    """A backend that turns NaN into numbers, as -ffast-math lets a compiler do."""
+    class Fast:
+        def __getattr__(self, name):
+            def call(*args, **options):
+                results = getattr(numpy_ops, name)(*map(np.nan_to_num, args), **options)
+                return tuple(map(np.nan_to_num, results)) if isinstance(results, tuple) else np.nan_to_num(results)
+            return call
+
+    checks = arithmetic_checks(Fast())
+    assert [name for name, good in checks.items() if not good] == [name for name in checks if "NaN" in name or "lse" in name]
