@@ -9,7 +9,7 @@
 The peer is measured as people run it ("default") and at its best settings ("best"): torch with
 set_float32_matmul_precision("medium"), and glibc told not to give memory back, which spares it a page fault for every
 4 KiB of a large output. Each setting has a process of its own, in which ours runs interleaved with the peer, so each
-ratio is taken side by side. How a figure is taken: measure.py. What is timed: ops.py, train.py, decode.py.
+ratio is taken side by side. How a figure is taken: timing.py. What is timed: ops.py, train.py, decode.py.
 """
 
 import datetime
@@ -34,7 +34,7 @@ SECONDS = {"ops": 1.2, "train": 6, "decode": 6}  # meant for one comparison
 
 def add_arguments(parser):
     parser.add_argument("what", choices=(*SECTIONS, "all", "tables"), help="what to measure; tables: only rewrite them")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
     parser.add_argument("--only", metavar="WORDS", help="only the training settings whose name holds WORDS")
     parser.add_argument("--keep", action="store_true", help="keep the result in minigpt/bench/results, redo the tables")

@@ -13,7 +13,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..generate import KVCache
 from ..model import GPT
-from .measure import compare
+from .timing import compare
 
 
 def rows(ops, torch, options):

@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 
-from .measure import aligned, compare
+from .timing import aligned, compare
 
 GB = 1e9
 PACKAGES = ("numpy", "torch", "transformers", "llama_cpp_python")

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from ..config import ModelConfig
-from .measure import aligned, compare, normal
+from .timing import aligned, compare, normal
 
 ATTENTION_SHAPES = ((4, 12, 256, 64), (4, 12, 1024, 64), (1, 12, 4096, 64))
 LINEAR_SHAPES = ((1024, 768, 2304), (1024, 768, 768), (1024, 768, 3072), (1024, 3072, 768), (1024, 768, 50257))

@@ -6,7 +6,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..model import GPT
 from ..train.optimizer import AdamW, clip_scale, global_norm
-from .measure import compare
+from .timing import compare
 
 LEARNING_RATE, MAX_NORM = 1e-5, 1.0
 

@@ -49,7 +49,7 @@ def add_arguments(parser):
 def run(args):
     advice = []
     print(f"minigpt {__version__}, Python {platform.python_version()}, NumPy {np.__version__}, {platform.platform()}")
-    print(f"CPU: {_cpu()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores")
+    print(f"CPU: {_cpu()}, {os.cpu_count()} cores")
     _backends(advice)
     if backends.available()["cpp"] is None:
         _kernels(advice)
