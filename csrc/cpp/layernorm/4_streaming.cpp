@@ -2,8 +2,8 @@
 //
 // An ordinary store first reads the cache line that it is going to overwrite. A streaming store does not, which saves a
 // third of the memory traffic (12 -> 8 bytes a number), and leaves the cache to the input. For outputs that fit into
-// the cache it would be a loss, since whoever reads y next would have to go to memory; they take rung 3. measured:
-// (none yet)
+// the cache it would be a loss, since whoever reads y next would have to go to memory; they take rung 3.
+// measured: (none yet)
 #include "../parallel.h"
 #include "layernorm.h"
 #include "row.h"
