@@ -63,6 +63,7 @@ Function* pick(const Rung<Function> (&ladder)[N], const py::object& name) {
 
 void bind_attention(py::module_& m);
 void bind_layernorm(py::module_& m);
+void bind_linear(py::module_& m);
 void bind_machine_limits(py::module_& m);
 void bind_single_kernels(py::module_& m);
 

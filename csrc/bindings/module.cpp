@@ -38,6 +38,7 @@ PYBIND11_MODULE(MINIGPT_MODULE, m) {
   m.def("set_num_threads", &set_num_threads);
   bind_attention(m);
   bind_layernorm(m);
+  bind_linear(m);
   bind_machine_limits(m);
   bind_single_kernels(m);
 }

@@ -67,6 +67,10 @@ inline void store_partial(float* p, vec v, int64_t n) {
 #endif
 }
 
+// The same where n may be LANES or more, and mostly is.
+inline vec load_up_to(const float* p, int64_t n) { return n >= LANES ? load(p) : load_partial(p, n); }
+inline void store_up_to(float* p, vec v, int64_t n) { n >= LANES ? store(p, v) : store_partial(p, v, n); }
+
 // Whether an output of n floats is too large for the caches of most machines, so that nobody will find it there again.
 inline bool exceeds_cache(int64_t n) { return n * 4 >= (int64_t{32} << 20); }
 

@@ -185,6 +185,7 @@ def _linear(op, x, weight, bias=None, **outputs):
     if x.ndim < 1 or x.shape[-1] != K:
         raise ValueError(f"{op}: x has shape {x.shape}, must be (..., {K}) for weight {weight.shape}")
     _not_empty(op, "x", x)
+    _not_empty(op, "weight", weight)
     _shape(op, "bias", bias, (N,))
     for name, y in outputs.items():
         _shape(op, name, y, (*x.shape[:-1], N))
