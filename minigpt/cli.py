@@ -1,5 +1,5 @@
-"""The command line: `minigpt <command> ...`. Each command is a module with add_arguments(parser) and run(args); only the
-one asked for is imported. What goes wrong with what the user gave ends in one line and exit code 2, never a traceback."""
+"""The command line: `minigpt <command> ...`. Each command is a module with add_arguments(parser) and run(args); only
+the one asked for is imported. Bad input ends in one line on stderr and exit code 2, never in a traceback."""
 
 import argparse
 import importlib

@@ -21,8 +21,8 @@ PROMPT = "The "
 
 def add_arguments(parser):
     parser.add_argument("--data", metavar="FILE", help="any UTF-8 text (default: the help texts of Python)")
-    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="folder for the results (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=2.0, metavar="X", 
+    parser.add_argument("--out", default=DEFAULT_OUT, metavar="DIR", help="folder for results (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=2.0, metavar="X",
                         help="how long to train, about (default: %(default)s)")
     parser.add_argument("--max-steps", type=int, metavar="N", help="how many steps to train, instead")
     parser.add_argument("--resume", action="store_true", help="go on with a demo that was stopped")
@@ -46,9 +46,9 @@ def run(args):
     train_text, eval_text = TextDataset.from_tokens(tokenizer.encode(text), config.block_size + 1).split(0.05)
     overlapping = TextDataset.from_tokens(train_text.tokens, config.block_size + 1, stride=config.block_size // 4)
     model = GPT(config, ops=args.ops)
-    print(f"{len(text):,} characters of English, cut into {len(train_text.tokens) + len(eval_text.tokens):,} tokens of "
-          f"{config.vocab_size:,} kinds, for a GPT of {config.n_layer} layers and {config.num_parameters():,} parameters "
-          f"(ops: {model.ops.name}).", file=sys.stderr)
+    print(f"{len(text):,} characters, cut into {len(train_text.tokens) + len(eval_text.tokens):,} tokens of "
+          f"{config.vocab_size:,} kinds, for a GPT of {config.n_layer} layers and {config.num_parameters():,} "
+          f"parameters (ops: {model.ops.name}).", file=sys.stderr)
     if not args.resume and args.out == DEFAULT_OUT:
         remove_demo(out)
     steps = args.max_steps or earlier_steps(out) if args.resume else args.max_steps or steps_in(args.minutes, model)
@@ -97,6 +97,6 @@ def remove_demo(out):
     """Deletes what an earlier demo made, and nothing else."""
     for path in checkpoint.listed(out).values():
         checkpoint.remove(path)
-    for name in ("metrics.jsonl", "loss.png", "sample.txt", "model.safetensors", "config.json", "generation_config.json",
-                 "tokenizer.json", "tokenizer_config.json"):
+    for name in ("metrics.jsonl", "loss.png", "sample.txt", "model.safetensors", "config.json",
+                 "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         (out / name).unlink(missing_ok=True)

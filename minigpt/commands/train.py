@@ -23,10 +23,12 @@ OWN_OPTION = {"output_dir", "seed", "lr_scheduler_type", "lr_scheduler_kwargs", 
 
 def add_arguments(parser):
     parser.add_argument("--data", required=True, metavar="FILE", help="any UTF-8 text")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model, checkpoints, log and picture")
-    parser.add_argument("--preset", default="char", choices=PRESETS, metavar="NAME", help=f"{', '.join(PRESETS)} (default: %(default)s)")
-    parser.add_argument("--tokenizer", metavar="KIND", default=SUPPRESS, help="char, bpe (trained on the text), or a folder "
-                        "or file to read one from (default: char for the char presets, else bpe)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for model, checkpoints, log and picture")
+    parser.add_argument("--preset", default="char", choices=PRESETS, metavar="NAME",
+                        help=f"{', '.join(PRESETS)} (default: %(default)s)")
+    parser.add_argument("--tokenizer", metavar="KIND", default=SUPPRESS,
+                        help="char, bpe (trained on the text), or a folder or file to read one from (default: char for "
+                        "the char presets, else bpe)")
     parser.add_argument("--vocab-size", type=int, metavar="N", default=SUPPRESS,
                         help="of a bpe tokenizer (default: the preset's)")
     parser.add_argument("--ops", metavar="NAME", help="backend: cpp or numpy (default: the fastest)", default=SUPPRESS)
@@ -90,10 +92,12 @@ def train_and_save(trainer, resume):
     """Trains and writes the model into output_dir. After Ctrl-C, says how to go on."""
     try:
         trainer.train(resume_from_checkpoint=resume)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if not stop.args:  # a second Ctrl-C, before anything was saved
+            raise
         state, command = trainer.state, [argument for argument in sys.argv[1:] if argument != "--resume"]
-        raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}, everything is saved; go on "
-                                f"with: minigpt {shlex.join(command)} --resume") from None
+        raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}, everything is saved; go "
+                                f"on with: minigpt {shlex.join(command)} --resume") from None
     trainer.save_model()
 
 
@@ -118,4 +122,5 @@ def text_file(path):
         try:
             yield file
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} ({error.reason})") from None
+            byte = error.object[error.start]
+            raise ValueError(f"{path} is not UTF-8 text: byte 0x{byte:02x}, {error.reason}") from None

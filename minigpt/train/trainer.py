@@ -131,7 +131,7 @@ class Trainer:
         norm = global_norm(model.grads, model.ops)
         lr = learning_rate(args, state.global_step, state.max_steps)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(self._diverged(loss, norm, lr))
+            raise self._diverged(f"the loss is {loss}, the gradient's norm {norm} (learning rate {lr:.3g})")
         self.optimizer.step(model.grads, state.global_step + 1, lr, clip_scale(norm, args.max_grad_norm))
         state.global_step += 1
         state.epoch = state.global_step * args.samples_per_step / len(self.train_dataset)
@@ -199,7 +199,7 @@ class Trainer:
         state, before = self.state, time.perf_counter()
         loss = self.evaluate()["eval_loss"]
         if not math.isfinite(loss):
-            raise FloatingPointError(self._diverged(loss, **self._last))
+            raise self._diverged(f"the validation loss is {loss}")
         self._draw()
         self._log_clock += time.perf_counter() - before  # tokens_per_second is about training
         if state.best_metric is not None and loss >= state.best_metric:
@@ -220,12 +220,12 @@ class Trainer:
     def _draw(self):
         plot_losses(Path(self.args.output_dir) / "loss.png", {"": self.state.log_history}, self.model.config.vocab_size)
 
-    def _diverged(self, loss, grad_norm, learning_rate):
+    def _diverged(self, what):
         kept = list(checkpoint.listed(self.args.output_dir).values())
-        return (f"the loss is {loss} and the gradient's norm {grad_norm} at step {self.state.global_step + 1} (learning"
-                f" rate {learning_rate:.3g}): training has stopped before they reach the weights. "
-                + (f"The last good checkpoint is {kept[-1]}. " if kept else "")
-                + "Try a lower learning_rate or a longer warm-up")
+        return FloatingPointError(
+            f"training has stopped after step {self.state.global_step}: {what}. "
+            + (f"The last good checkpoint is {kept[-1]}. " if kept else "There is no checkpoint yet. ")
+            + "Try a lower learning_rate or a longer warm-up")
 
     # -----------------------------------------------------------------------------------------------------------
     # checkpoints
@@ -239,11 +239,13 @@ class Trainer:
         best, and as many as save_total_limit allows."""
         folder, state = self.args.output_dir, self.state
         if state.global_step not in checkpoint.listed(folder):
+            if not math.isfinite(global_norm(self.model.params, self.model.ops)):
+                raise self._diverged("the weights are no longer finite numbers")
             checkpoint.write(folder, state.global_step, self._fill_checkpoint)
-            if self.args.save_total_limit:
-                for path in list(checkpoint.listed(folder).values())[:-self.args.save_total_limit]:
-                    if path.name != state.best_model_checkpoint:
-                        checkpoint.remove(path)
+        if self.args.save_total_limit:
+            for path in list(checkpoint.listed(folder).values())[:-self.args.save_total_limit]:
+                if path.name != state.best_model_checkpoint:
+                    checkpoint.remove(path)
         return Path(folder) / f"checkpoint-{state.global_step}"
 
     def _fill_checkpoint(self, folder):

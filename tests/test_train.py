@@ -1,0 +1,505 @@
+"""The Trainer: what it computes (schedule, AdamW, accumulation), that a run survives every kind of stop bit for bit, and
+that whatever it cannot do it says in one line."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt import ops as backends
+from minigpt.config import ModelConfig
+from minigpt.model import GPT
+from minigpt.ops import numpy_ops
+from minigpt.text import TextDataset
+from minigpt.train import Trainer, TrainingArguments, checkpoint, data
+from minigpt.train.optimizer import AdamW, clip_scale, global_norm
+from minigpt.train.schedule import learning_rate
+
+TINY = ModelConfig(vocab_size=20, block_size=16, n_layer=2, n_head=2, n_embd=16)
+BACKENDS = [name for name, reason in backends.available().items() if reason is None]
+ROOT = Path(__file__).parent.parent
+
+
+def tokens(n=4000, vocab_size=20):
+    """A text that can be learnt: each token mostly follows from the one before it."""
+    rng = np.random.default_rng(1)
+    steps = np.where(rng.random(n) < 0.8, 3, rng.integers(vocab_size, size=n))
+    return np.cumsum(steps) % vocab_size
+
+
+def trainer(folder, model=None, ops="numpy", collator=None, **arguments):
+    train_dataset, eval_dataset = TextDataset.from_tokens(tokens(), 17).split(0.1)
+    model = model or GPT(TINY, ops, seed=3)
+    defaults = dict(max_steps=12, learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=3, weight_decay=0.1,
+                    logging_steps=2, eval_strategy="steps", eval_steps=4, save_steps=4, per_device_train_batch_size=4)
+    return Trainer(model, TrainingArguments(output_dir=str(folder), **defaults | arguments), data_collator=collator,
+                   train_dataset=train_dataset, eval_dataset=eval_dataset)
+
+
+def weights(model):
+    return {name: param.tobytes() for name, param in model.params.items()}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what is computed
+
+
+@pytest.mark.parametrize("kind, kwargs", [
+    ("cosine", None), ("linear", None), ("constant_with_warmup", None), ("cosine_with_min_lr", {"min_lr": 1e-4})])
+def test_the_learning_rate_is_that_of_transformers(kind, kwargs):
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    args = TrainingArguments(learning_rate=3e-3, lr_scheduler_type=kind, lr_scheduler_kwargs=kwargs, warmup_steps=7)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    theirs = transformers.get_scheduler(kind, optimizer, 7, 40, scheduler_specific_kwargs=kwargs)
+    for step in range(41):
+        assert learning_rate(args, step, 40) == pytest.approx(theirs.get_last_lr()[0], rel=1e-12, abs=1e-18), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_warm_up_below_1_is_a_share_of_all_steps():
+    part, whole = TrainingArguments(warmup_steps=0.25), TrainingArguments(warmup_steps=10)
+    assert [learning_rate(part, s, 40) for s in range(40)] == [learning_rate(whole, s, 40) for s in range(40)]
+
+
+def test_adamw_and_clipping_are_torchs():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    ours = {"matrix": rng.normal(size=(5, 3)), "bias": rng.normal(size=5)}
+    theirs = {name: torch.tensor(p, requires_grad=True) for name, p in ours.items()}
+    hyper = dict(lr=1e-2, betas=(0.8, 0.95), eps=1e-6)
+    reference = torch.optim.AdamW([{"params": [theirs["matrix"]], "weight_decay": 0.3},
+                                   {"params": [theirs["bias"]], "weight_decay": 0.0}], **hyper)
+    optimizer = AdamW(ours, numpy_ops, 0.8, 0.95, 1e-6, 0.3)
+    for step in range(1, 21):
+        grads = {name: rng.normal(size=p.shape) * 10.0 ** rng.integers(-3, 2) for name, p in ours.items()}
+        for name, p in theirs.items():
+            p.grad = torch.tensor(grads[name])
+        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 0.5)
+        assert global_norm(grads, numpy_ops) == pytest.approx(float(norm), rel=1e-12)
+        reference.step()
+        optimizer.step(grads, step, 1e-2, clip_scale(float(norm), 0.5))
+        for name, p in ours.items():
+            np.testing.assert_allclose(p, theirs[name].detach().numpy(), rtol=1e-12, err_msg=f"{name} at step {step}")
+
+
+def some_labels_ignored(items):
+    """As many as the content of the block says, so that micro-batches count differently."""
+    ids = np.stack(items)
+    return {"input_ids": ids, "labels": np.where(ids * 7 % 20 < ids[:, :1], -100, ids)}
+
+
+def test_accumulation_is_the_large_batch(tmp_path):
+    """In float64, where nothing but the order of additions differs."""
+    trained = []
+    for size, accumulation in ((8, 1), (2, 4)):
+        params = {name: p.astype(np.float64) for name, p in GPT(TINY, "numpy", seed=3).params.items()}
+        run = trainer(tmp_path / str(size), GPT(TINY, "numpy", params=params), collator=some_labels_ignored, max_steps=5,
+                      per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, save_strategy="no",
+                      warmup_steps=0)
+        run.train()
+        trained.append((run.model.params, run.state.log_history))
+    (large, large_log), (small, small_log) = trained
+    for name, param in large.items():
+        np.testing.assert_allclose(small[name], param, rtol=1e-9, atol=1e-12, err_msg=name)
+    for a, b in zip(large_log, small_log, strict=True):
+        for key in {"loss", "grad_norm", "eval_loss"} & a.keys():
+            assert b[key] == pytest.approx(a[key], rel=1e-10)
+
+
+def test_a_causal_model_predicts_the_next_token_and_a_masked_one_its_label():
+    for causal in (True, False):
+        run = trainer("unused", GPT(ModelConfig(vocab_size=20, block_size=17, n_layer=1, n_head=1, n_embd=8,
+                                                causal=causal), "numpy"))
+        inputs, targets = run._collate([np.arange(17), np.arange(1, 18)])
+        np.testing.assert_array_equal(targets, inputs + 1 if causal else inputs)
+        assert inputs.shape == ((2, 16) if causal else (2, 17))
+
+
+def test_every_epoch_sees_every_block_once_in_an_order_of_its_own():
+    epochs = [data.sample_indices(5, 10 * e, 10, 10) for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert data.sample_indices(5, 7, 16, 10) == sum(epochs, [])[7:23]     # the same whatever was asked before
+    assert data.sample_indices(6, 0, 10, 10) != epochs[0]
+
+
+def test_evaluation_is_the_mean_over_all_tokens(tmp_path):
+    run = trainer(tmp_path, per_device_eval_batch_size=5)                 # 5 does not divide the number of blocks
+    losses = [run.model.forward(run.eval_dataset[i][None, :-1], run.eval_dataset[i][None, 1:])
+              for i in range(len(run.eval_dataset))]
+    assert len(losses) % 5
+    assert run.evaluate()["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert names(tmp_path) == []                                          # a look at the loss writes nothing
+
+
+@pytest.mark.parametrize("ops", BACKENDS)
+def test_it_learns_and_logs(tmp_path, ops):
+    run = trainer(tmp_path, ops=ops, max_steps=80, save_strategy="best", load_best_model_at_end=True)
+    output = run.train()
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert log == run.state.log_history
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    evals = [entry for entry in log if "eval_loss" in entry]
+    assert len(losses) == 40 and losses[0] == pytest.approx(math.log(20), rel=0.1) and losses[-1] < 1.6
+    assert output.global_step == 80 and output.training_loss == pytest.approx(np.mean(losses))
+    best = min(evals, key=lambda entry: entry["eval_loss"])
+    assert run.state.best_metric == best["eval_loss"]
+    assert run.state.best_model_checkpoint == f"checkpoint-{best['step']}"
+    assert run.evaluate()["eval_loss"] == best["eval_loss"]               # the best weights are back in the model
+    if "matplotlib" in sys.modules or pytest.importorskip("matplotlib"):
+        assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="the C++ kernels are not built")
+def test_loss_curves_of_both_backends_agree(tmp_path):
+    """50 steps from one seed. What float32 costs NumPy, against a run in float64, is the measure: C++ may be off by
+    four times the largest such error up to that step, or by 1e-6 (a few roundings of the loss itself)."""
+    def curve(folder, ops, dtype):
+        params = {name: p.astype(dtype) for name, p in GPT(TINY, "numpy", seed=3).params.items()}
+        run = trainer(tmp_path / folder, GPT(TINY, ops, params=params), max_steps=50, logging_steps=1,
+                      save_strategy="no", eval_strategy="no")
+        run.train()
+        return np.array([entry["loss"] for entry in run.state.log_history])
+
+    exact = curve("float64", "numpy", np.float64)
+    budget = 4 * np.maximum.accumulate(np.abs(curve("numpy", "numpy", np.float32) - exact)) + 1e-6
+    error = np.abs(curve("cpp", "cpp", np.float32) - exact)
+    assert len(error) == 50 and exact[-1] < exact[0] - 0.5
+    worst = np.argmax(error / budget)
+    assert (error <= budget).all(), f"step {worst + 1}: off by {error[worst]:.2e}, budget {budget[worst]:.2e}"
+
+
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="the C++ kernels are not built")
+def test_nothing_large_is_allocated_after_the_first_steps(tmp_path):
+    run = trainer(tmp_path, GPT(ModelConfig.preset("char"), "cpp"), per_device_train_batch_size=12, max_steps=10,
+                  logging_steps=1, eval_strategy="no", save_strategy="no")
+    run.train_dataset = TextDataset.from_tokens(tokens(20000, 65), 65)
+    step, peaks = run._step, []
+
+    def measured():
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        loss = step()
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        return loss
+
+    run._step = measured
+    tracemalloc.start()
+    try:
+        run.train()
+    finally:
+        tracemalloc.stop()
+    assert peaks[0] > 5e6                                   # the model's buffers: the measurement sees arrays
+    assert max(peaks[2:]) < 100e3, peaks                    # batches of 12 x 65 numbers, logs; a weight is 65 kB or more
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# stops of every kind
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+import test_train
+from minigpt.train import checkpoint
+
+folder, every, offset = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+reference = test_train.trainer(folder / "reference", save_total_limit=1)
+reference.train()
+
+def run_until(events, target):
+    '''Trains in a child process that is killed just before its operation number `events` on a file of the run.'''
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    seen = 0
+    def count(event, args):
+        nonlocal seen
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir") and str(target) in str(args[0]):
+            seen += 1
+            if seen == events:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+    sys.stderr = open(os.devnull, "w")
+    test_train.trainer(target, save_total_limit=1).train(resume_from_checkpoint=True)
+    os._exit(0)
+
+kills, events = 0, offset
+while True:
+    target = folder / f"killed-{{events}}"
+    if run_until(events, target) == 0:
+        break                                                    # a run has fewer operations than that
+    kills += 1
+    kills += run_until(events // 2 + 3, target) != 0             # and once more, somewhere else
+    assert run_until(0, target) == 0
+    test_train.assert_same_run(reference.args.output_dir, target)
+    events += every
+print(kills)
+"""
+
+
+def assert_same_run(a, b):
+    """Two folders hold the same files, with the same content but for the times."""
+    a, b = Path(a), Path(b)
+    files = [sorted(path.relative_to(folder) for path in folder.rglob("*")) for folder in (a, b)]
+    assert files[0] == files[1], files
+    for name in files[0]:
+        if (a / name).is_file() and name.name not in ("metrics.jsonl", "trainer_state.json", "loss.png"):
+            assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    logs = []
+    for folder in (a, b):
+        entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        logs.append([{k: v for k, v in entry.items() if k not in ("tokens_per_second", "eval_runtime")}
+                     for entry in entries])
+    assert logs[0] == logs[1]
+
+
+def kill_everywhere(tmp_path, every):
+    """Kills runs before every `every`-th operation on files, resumes, and compares; returns the number of kills."""
+    code = KILLED.format(tests=str(ROOT / "tests"), root=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(every), "1"], capture_output=True, text=True,
+                          env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_killed_while_it_writes_ends_with_the_same_bits(tmp_path):
+    assert kill_everywhere(tmp_path, 19) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_killed_before_any_of_its_writes_ends_with_the_same_bits(tmp_path):
+    assert kill_everywhere(tmp_path, 1) > 150
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
+    whole, run = trainer(tmp_path / "whole"), trainer(tmp_path / "stopped")
+    whole.train()
+    before = signal.getsignal(signal.SIGINT)
+    _at_step(run, 6, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 7 of 12; .*checkpoint-7 is saved, go on with train"):
+        run.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    again = trainer(tmp_path / "stopped")
+    again.train(resume_from_checkpoint=True)
+    assert weights(again.model) == weights(whole.model)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    run = trainer(tmp_path)
+    _at_step(run, 6, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert list(checkpoint.listed(tmp_path)) == [4]
+
+
+def _at_step(run, step, action):
+    """Calls `action` while the step after `step` others is computed."""
+    backward = run.model.backward
+
+    def acting(**kwargs):
+        if run.state.global_step == step:
+            action()
+        return backward(**kwargs)
+
+    run.model.backward = acting
+
+
+def test_nan_stops_and_the_last_good_checkpoint_stays(tmp_path):
+    run = trainer(tmp_path)
+    _at_step(run, 9, lambda: run.model.grads["wte"].fill(np.nan))
+    with pytest.raises(FloatingPointError, match="after step 9: the loss is .*, the gradient's norm nan .*checkpoint-8"):
+        run.train()
+    assert list(checkpoint.listed(tmp_path)) == [4, 8]
+    assert all(np.isfinite(param).all() for param in run.model.params.values())    # the bad step did not reach them
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_learning_rate_that_explodes_stops_and_saves_nothing_broken(tmp_path):
+    run = trainer(tmp_path, learning_rate=1e38, save_steps=1, warmup_steps=0, eval_strategy="no")
+    with pytest.raises(FloatingPointError, match="Try a lower learning_rate"):
+        run.train()
+    for path in checkpoint.listed(tmp_path).values():
+        GPT.from_pretrained(path)
+
+
+@pytest.mark.parametrize("change, named", [
+    (dict(learning_rate=2e-2), "learning_rate was 0.01, is now 0.02"),
+    (dict(per_device_train_batch_size=2), "per_device_train_batch_size was 4, is now 2"),
+    (dict(max_steps=20), "the number of steps was 12, is now 20"),
+    (dict(seed=1), "seed was 42, is now 1"),
+    (dict(model=GPT(ModelConfig(vocab_size=20, block_size=16, n_layer=1, n_head=2, n_embd=16), "numpy")),
+     "the model's n_layer was 2, is now 1"),
+    (dict(data=tokens()[::-1]), "train_dataset was 211 blocks of 17, crc32 .*, is now 235 blocks"),
+])
+def test_a_resumed_run_must_be_the_same_run(tmp_path, change, named):
+    trainer(tmp_path).train()
+    run = trainer(tmp_path, **{name: value for name, value in change.items() if name != "data"})
+    if "data" in change:
+        run.train_dataset = TextDataset.from_tokens(change["data"], 17)
+    with pytest.raises(ValueError, match=f"cannot resume from .*checkpoint-12: {named}"):
+        run.train(resume_from_checkpoint=True)
+
+
+def test_a_constant_learning_rate_lets_a_run_be_prolonged(tmp_path):
+    constant = dict(lr_scheduler_type="constant", warmup_steps=0)
+    whole = trainer(tmp_path / "whole", max_steps=20, **constant)
+    whole.train()
+    trainer(tmp_path / "parts", **constant).train()
+    rest = trainer(tmp_path / "parts", max_steps=20, **constant)
+    rest.train(resume_from_checkpoint=True)
+    assert weights(rest.model) == weights(whole.model)
+
+
+def test_resume_from_an_older_checkpoint(tmp_path):
+    whole = trainer(tmp_path)
+    whole.train()
+    again = trainer(tmp_path)
+    again.train(resume_from_checkpoint=tmp_path / "checkpoint-4")
+    assert weights(again.model) == weights(whole.model) and list(checkpoint.listed(tmp_path)) == [4, 8, 12]
+    with pytest.raises(ValueError, match="resume_from_checkpoint is '.*checkpoint-5', must be True or a checkpoint in"):
+        trainer(tmp_path).train(resume_from_checkpoint=tmp_path / "checkpoint-5")
+
+
+def test_old_checkpoints_go_but_not_the_best(tmp_path):
+    run = trainer(tmp_path, save_steps=2, eval_steps=6, save_total_limit=2)
+    evaluate = run.evaluate
+    run.evaluate = lambda: evaluate() | {"eval_loss": float(run.state.global_step)}        # the first is the best
+    run.train()
+    assert list(checkpoint.listed(tmp_path)) == [6, 10, 12] and run.state.best_model_checkpoint == "checkpoint-6"
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, monkeypatch):
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    synced, fsync = [], os.fsync
+
+    def full(descriptor):
+        synced.append(descriptor)
+        if len(synced) > 20:                       # in the second checkpoint or the third
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    run = trainer(tmp_path / "full", eval_strategy="no")
+    whole_without = trainer(tmp_path / "whole2", eval_strategy="no")
+    whole_without.train()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"checkpoint-\d+ could not be written \(No space left on device\); .*checkpoint-\d+ "
+                                      "is complete"):
+        run.train()
+    monkeypatch.undo()
+    assert not [name for name in names(tmp_path / "full") if name.startswith(".")]
+    again = trainer(tmp_path / "full", eval_strategy="no")
+    again.train(resume_from_checkpoint=True)
+    assert weights(again.model) == weights(whole_without.model) == weights(whole.model)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    trainer(tmp_path).train()
+    for name in ("trainer_state.json", "optimizer.safetensors", "model.safetensors"):
+        path = tmp_path / "checkpoint-12" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:len(content) // 2])
+        with pytest.raises(ValueError, match=f"checkpoint-12/{name}"):
+            trainer(tmp_path).train(resume_from_checkpoint=True)
+        path.write_bytes(content)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# folders and arguments
+
+
+def test_output_dir_must_be_free(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for resume in (None, True):
+        with pytest.raises(ValueError, match="output_dir .* holds other things \\(thesis.txt\\)"):
+            trainer(tmp_path).train(resume_from_checkpoint=resume)
+    assert names(tmp_path) == ["thesis.txt"]
+
+
+def test_a_run_is_not_written_over(tmp_path):
+    trainer(tmp_path).train()
+    with pytest.raises(ValueError, match="holds a run already; resume it"):
+        trainer(tmp_path).train()
+
+
+def test_output_dir_must_be_writable(tmp_path):
+    (tmp_path / "file").write_text("")
+    places = [tmp_path / "file" / "below"] + ([Path("/proc/minigpt")] if Path("/proc").is_dir() else [])
+    if os.geteuid() != 0:                                       # root may write everywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        places.append(tmp_path / "locked")
+    for place in places:
+        with pytest.raises(OSError, match=f"output_dir {place} cannot be written"):
+            trainer(place).train()
+
+
+@pytest.mark.parametrize("arguments, error, message", [
+    (dict(evaluation_strategy="steps"), TypeError, "no argument evaluation_strategy; it is now eval_strategy"),
+    (dict(no_cuda=True), TypeError, "no argument no_cuda; leave it out"),
+    (dict(fp16=True), TypeError, "no argument fp16; leave it out: training is in float32"),
+    (dict(tokenizer=None), TypeError, "no argument tokenizer; the Trainer takes it, as processing_class"),
+    (dict(learning_rat=1), TypeError, "no argument learning_rat; did you mean learning_rate?"),
+    (dict(zzz=1), TypeError, "no argument zzz; there are output_dir, "),
+    (dict(max_steps=1.5), TypeError, "max_steps is 1.5, must be an integer"),
+    (dict(learning_rate="1e-3"), TypeError, "learning_rate is '1e-3', must be a number"),
+    (dict(logging_steps=True), TypeError, "logging_steps is True, must be an integer"),
+    (dict(learning_rate=-1), ValueError, "learning_rate is -1, must be more than 0"),
+    (dict(learning_rate=math.nan), ValueError, "learning_rate is nan, must be more than 0"),
+    (dict(per_device_train_batch_size=0), ValueError, "per_device_train_batch_size is 0, must be 1 or more"),
+    (dict(adam_beta2=1.0), ValueError, r"adam_beta2 is 1.0, must be in \[0, 1\)"),
+    (dict(lr_scheduler_type="cos"), ValueError, "lr_scheduler_type is 'cos', must be one of linear, cosine"),
+    (dict(eval_strategy="never"), ValueError, "eval_strategy is 'never', must be one of no, steps, epoch"),
+    (dict(report_to="wandb"), ValueError, "report_to is 'wandb', must be 'none'"),
+    (dict(lr_scheduler_type="cosine_with_min_lr"), ValueError, "lr_scheduler_kwargs is None, must be {'min_lr'"),
+    (dict(lr_scheduler_kwargs={"min_lr": 1}), ValueError, "must be None with linear"),
+    (dict(lr_scheduler_type="constant", warmup_steps=5), ValueError, "warmup_steps is 5, must be 0 with constant"),
+    (dict(load_best_model_at_end=True), ValueError, "eval_strategy is 'no', must be steps or epoch"),
+])
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=f"TrainingArguments: .*{message}"):
+        TrainingArguments(**arguments)
+
+
+def test_names_and_defaults_are_those_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.TrainingArguments.__dataclass_fields__
+    for name, field in TrainingArguments.__dataclass_fields__.items():
+        assert name in theirs
+        if name != "output_dir":                                # theirs is None, and becomes this later
+            assert field.default == theirs[name].default, name
+
+
+def test_the_trainer_names_bad_input(tmp_path):
+    model, args = GPT(TINY, "numpy"), TrainingArguments(output_dir=str(tmp_path / "out"), max_steps=1)
+    with pytest.raises(TypeError, match="Trainer: there is no argument tokenizer; the Trainer takes it, as processing_"):
+        Trainer(model, args, tokenizer=None)
+    with pytest.raises(TypeError, match="Trainer: there is no argument train_datset; did you mean train_dataset?"):
+        Trainer(model, args, train_datset=[])
+    with pytest.raises(ValueError, match="there is no train_dataset"):
+        Trainer(model, args).train()
+    with pytest.raises(ValueError, match="train_dataset is empty"):
+        Trainer(model, args, train_dataset=[]).train()
+    with pytest.raises(ValueError, match="eval_strategy is 'steps', but there is no eval_dataset"):
+        Trainer(model, TrainingArguments(eval_strategy="steps"), train_dataset=[np.arange(5)])
+    with pytest.raises(ValueError, match="there is no eval_dataset"):
+        Trainer(model, args).evaluate()
+    with pytest.raises(ValueError, match="tokens has T = 29, must be at most 16"):
+        Trainer(model, args, train_dataset=[np.arange(30) % 20]).train()
+    with pytest.raises(ValueError, match=r"tokens.* is 20, must be in 0 \.\. 19"):
+        Trainer(model, args, train_dataset=[np.arange(10, 22)]).train()
