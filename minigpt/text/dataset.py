@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from minigpt.text.files import replacing
+from minigpt.files.atomic import atomic_write
 from minigpt.text.tokenizer import Tokenizer
 
 READ_BYTES = 1 << 20
@@ -121,12 +121,12 @@ def _write_first_possible(paths: list[Path], arrays: Iterator[np.ndarray]) -> Pa
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
+            with atomic_write(path) as file:
                 for array in arrays:
                     file.write(array)
             return path
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise OSError(
                     f"disk full: {path.parent} has no room for the tokens (MINIGPT_CACHE names another folder)"
                 ) from None

@@ -11,12 +11,10 @@ import gzip
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
+from minigpt.files.atomic import atomic_write
 from minigpt.text import bpe, patterns
 from minigpt.text.char import CharTokenizer
 from minigpt.text.tokenizer import ROLES, AddedToken, Tokenizer
@@ -203,7 +201,7 @@ def write_folder(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
     config = {role: getattr(tokenizer, role) for role in ROLES if getattr(tokenizer, role) is not None}
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, content in (("tokenizer.json", _to_json(tokenizer)), ("tokenizer_config.json", config)):
-        with replacing(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write(json.dumps(content, ensure_ascii=False, indent=1).encode())
 
 
@@ -268,27 +266,3 @@ def _one_merge_a_token(tokenizer: Tokenizer) -> list[bpe.Pair]:
         if len(pairs[0]) == 2:  # else no merges lead to it: it is only ever a piece as a whole
             kept[pairs[0]] = merge
     return list(kept)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write beside `path`, which takes its place when complete, and vanishes if anything goes wrong."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    """This process's umask, which mkstemp (0600) does not look at and which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,7 +1,8 @@
 r"""How a text is cut into pieces before BPE sees it: the patterns of GPT-2, GPT-4 and GPT-4o, and how they are applied.
 
 Each is written so that Python's `regex`, Rust's and Oniguruma (inside `tokenizers`) read it alike: no possessive
-quantifiers, no $. \p{L} is any letter, \p{N} any digit or number.
+quantifiers, no $. \p{L} is any letter, \p{N} any digit or number. What is a letter, each takes from its own Unicode
+tables: a character that is newer than the oldest of them may be cut differently, and no other.
 """
 
 from typing import NamedTuple
@@ -9,8 +10,8 @@ from typing import NamedTuple
 # contractions | a word | a number | other signs, each with one space before it | white space but for its last character
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# Contractions in both cases; a word takes any one sign before it; numbers in threes; newlines stay with the sign before.
-# (tiktoken's own spelling cuts white space at the end of a text elsewhere; no token spans that cut, so ids are the same.)
+# Contractions in both cases; a word takes any one sign before it; numbers in threes; newlines stay with a sign.
+# (tiktoken now cuts white space at the end of a text elsewhere; no token spans that cut, so the ids are the same.)
 CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -64,6 +65,7 @@ def split(pattern, text: str) -> list[str]:
             return pieces
     pieces, end = [], 0
     for match in pattern.finditer(text):
-        pieces += text[end : match.start()], match[0]
-        end = match.end()
+        if match[0]:
+            pieces += text[end : match.start()], match[0]
+            end = match.end()
     return [piece for piece in (*pieces, text[end:]) if piece]

@@ -120,7 +120,7 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike) -> "Tokenizer":
-        """Read the tokenizer in `folder`, of whichever kind: tokenizer.json, else another file that `from_file` reads."""
+        """Read the tokenizer in `folder`, of whichever kind: tokenizer.json, else another that `from_file` reads."""
         from minigpt.text import files
 
         return files.read_folder(folder)
@@ -224,7 +224,7 @@ class Tokenizer:
         return bpe.merge(ids, self.merges)
 
     def _segments(self, text: str, added: Mapping[str, AddedToken]) -> tuple[list[tuple[str, int]], str]:
-        """Cut `text` at added tokens: [(ordinary text, the token that ends it), ...], the ordinary text that is left."""
+        """Cut `text` at added tokens: [(ordinary text, token that ends it), ...], the text that is left."""
         segments, end = [], 0
         if added:
             longest_first = sorted(added, key=len, reverse=True)
