@@ -292,6 +292,7 @@ def _first_case_with_columns(op):
 
 
 @every_rung
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_nan_and_infinity_reach_what_depends_on_them(ops, op, kernel):
     """A NaN makes every result NaN that depends on that element (those that change when it is moved), and none that is
     not NaN in the specification; between the two there is freedom: 0 * NaN for a key behind the mask. With infinity
@@ -483,11 +484,11 @@ def test_ragged_attention(B, groups, Hkv, Tq, Tk, D, causal, peaked, seed):
     q, k, v = all_cases.attention_inputs(rng, B, groups * Hkv, Hkv, Tq, Tk, D, peaked)
     everywhere("attention_forward", dict(q=q, k=k, v=v, causal=causal))
     out, lse = numpy_ops.attention_forward(q, k, v, causal)
-    dout = all_cases.numbers(rng, *q.shape)
+    dout = all_cases.numbers(rng, *q.shape, mean=0.1)
     everywhere("attention_backward", dict(dout=dout, q=q, k=k, v=v, out=out, lse=lse, causal=causal))
 
 
-@ragged(30, rows=st.integers(1, 70), C=st.integers(1, 300))
+@ragged(30, rows=st.integers(1, 70), C=st.integers(2, 300))
 def test_ragged_norms(rows, C, seed):
     rng = np.random.default_rng(seed)
     x, dy, weight, bias = (all_cases.numbers(rng, *shape) for shape in ((rows, C), (rows, C), (C,), (C,)))

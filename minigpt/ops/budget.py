@@ -9,7 +9,7 @@ picked by hand but measured, on the very arguments of the call, from two things:
   grows with the length of the sums, and knows where the formula itself loses digits.
 An element may be wrong by K * (plain + unavoidable). Rows, because their scales may differ by orders of magnitude and
 one large row would hide wrong small ones; both terms, because a row in which NumPy was lucky must not become a trap,
-and a long sum is worse than its inputs. With K = 4 correct kernels use at most about half of the budget, and planted
+and a long sum is worse than its inputs. With K = 8 correct kernels use at most about half of the budget, and planted
 bugs (tests/planted_bugs.py) ten times the whole and mostly a thousand times.
 
 NaN and infinity must be where they are in the oracle; a comparison that yields NaN is a failure.
@@ -21,7 +21,7 @@ import numpy as np
 
 from . import numpy_ops
 
-K = 4
+K = 8
 RUNS = 4
 WIDER = {np.dtype(np.float32): np.float64, np.dtype(np.float64): np.longdouble}
 

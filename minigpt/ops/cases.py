@@ -47,7 +47,7 @@ def _embedding(rng, backward):
         yield f"{dtype.__name__} tokens ({B}, {T}), wte ({V}, {C}), wpe {P}", arguments
 
 
-NORM_SHAPES = ((1, 1), (3, 5), (2, 3, 17), (1, 63), (65, 64), (5, 129), (257, 48), (7, 768), (3, 1000))
+NORM_SHAPES = ((1, 2), (3, 5), (2, 3, 17), (1, 63), (65, 64), (5, 129), (257, 48), (7, 768), (3, 1000))
 
 
 def _norm_inputs(rng):
@@ -143,7 +143,7 @@ ATTENTION_SHAPES = (
     (1, 2, 1, 70, 5, 12, True, None),        # Tq > Tk: the first 65 queries see nothing
     (1, 1, 1, 129, 64, 48, True, None),
     (1, 2, 2, 66, 3, 9, False, None),
-    (1, 1, 1, 20, 20, 256, True, None),
+    (1, 1, 1, 20, 20, 256, True, 1 / 256),
     (3, 2, 2, 9, 9, 7, True, 1.0),
 )
 
@@ -151,7 +151,8 @@ ATTENTION_SHAPES = (
 def attention_inputs(rng, B, H, Hkv, Tq, Tk, D, peaked=False):
     """q, k, v. Scores are about as large as in a trained model; where `peaked`, so large that exp overflows without the
     maximum taken away, growing along the keys so that the running maximum rises tile after tile."""
-    q, k, v = (numbers(rng, B, h, T, D, decades=0.2) for h, T in ((H, Tq), (Hkv, Tk), (Hkv, Tk)))
+    q = numbers(rng, B, H, Tq, D, mean=0.1, decades=0.2)
+    k, v = (numbers(rng, B, Hkv, Tk, D, decades=0.2) for _ in range(2))
     if peaked:
         k *= np.linspace(1, 30, Tk, dtype=np.float32)[:, None]
     return q, k, v
@@ -165,7 +166,7 @@ def _attention(rng, backward):
         arguments = dict(q=q, k=k, v=v, causal=causal, scale=scale)
         if backward:
             out, lse = numpy_ops.attention_forward(**arguments)
-            arguments = dict(dout=numbers(rng, *q.shape), out=out, lse=lse, **arguments)
+            arguments = dict(dout=numbers(rng, *q.shape, mean=0.1), out=out, lse=lse, **arguments)
         yield (f"q {q.shape}, k {k.shape}" + ", causal" * causal + f", scale {scale}" * (scale is not None)
                + ", large scores" * peaked), arguments
 
