@@ -238,13 +238,16 @@ def test_transformers_opens_what_is_saved(trained, tmp_path):
         assert type(again) is type(tokenizer) and again.fingerprint() == tokenizer.fingerprint()
 
 
-def hugging_face(pre_tokenizer, ignore_merges=False, **added):
+def hugging_face(pre_tokenizer, ignore_merges=False):
     """A tokenizer made by `tokenizers` alone."""
     judge = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
     judge.pre_tokenizer, judge.decoder = pre_tokenizer, decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
     judge.train_from_iterator([default_corpus()[:20_000]], trainer)
+    spec = json.loads(judge.to_str())
+    spec["model"]["vocab"]["Ġxylophone"] = judge.get_vocab_size()  # no merges lead there
+    judge = tokenizers.Tokenizer.from_str(json.dumps(spec))
     judge.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True), tokenizers.AddedToken("[R]", rstrip=True)])
     judge.add_tokens(["minigpt"])
     return judge
@@ -277,7 +280,15 @@ def test_reads_tokenizer_json_of_tokenizers(kind, merges, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     assert tokenizer.vocab_size == judge.get_vocab_size()
-    extra = ["a  <mask>  b", "[R] \n x [R]", "use minigpt's minigpt", "<mask><|endoftext|>", default_corpus()[:5000]]
+    assert (len(tokenizer.encode("a xylophone")) == 2) == (kind == "ignore_merges")
+    extra = [
+        "a  <mask>  b",
+        "[R] \n x [R]",
+        "use minigpt's minigpt",
+        "a xylophone",
+        "<mask><|endoftext|>",
+        default_corpus()[:5000],
+    ]
     for text in [*extra, *random_texts(300, seed=3)]:
         expected = judge.encode(text, add_special_tokens=False).ids
         assert tokenizer.encode(text, "all") == expected, repr(text)
@@ -480,6 +491,19 @@ def test_a_stream_of_blocks_has_the_ids_of_the_whole(encoding):
         for allowed in ((), "all"):
             streamed = itertools.chain.from_iterable(ours(encoding).encode_stream(blocks, allowed))
             assert list(streamed) == ours(encoding).encode(text, allowed), blocks
+
+
+def test_a_stream_that_is_cut_inside_a_special_token():
+    name = "<|of|many|pieces|indeed|>"
+    tokenizer = Tokenizer.train("", 257, special_tokens=[name])
+    for cut in range(len(name)):
+        streamed = itertools.chain.from_iterable(tokenizer.encode_stream(["x" + name[:cut], name[cut:] + "x"], "all"))
+        assert list(streamed) == tokenizer.encode(f"x{name}x", "all")
+
+
+def test_the_longest_special_token_wins():
+    tokenizer = Tokenizer.train("", 259, special_tokens=["<a>", "<a>b", "<a>bc"])
+    assert tokenizer.encode("<a>bcd<a>", "all") == [258, *tokenizer.encode("d"), 256]
 
 
 def test_very_long_pieces():
