@@ -16,7 +16,11 @@ def load(name):
     in one line, for one that does not load on this machine."""
     if name not in BACKENDS:
         raise ValueError(f"ops.load: no backend named {name!r}, there are {', '.join(BACKENDS)}")
-    return importlib.import_module(f".{name}_ops", __name__)
+    try:
+        return importlib.import_module(f".{name}_ops", __name__)
+    except AttributeError as error:  # a module built from older sources lacks what is asked of it
+        raise ImportError(f"the {name} kernels are older than this Python code ({error}); build them again: "
+                          "pip install -e .") from None
 
 
 def available():
