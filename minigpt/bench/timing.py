@@ -44,7 +44,6 @@ def _machine_cpu_seconds():
 
 def _timed_block(call, count):
     """Calls `call` count times -> the seconds of each call, and whether the block was clean."""
-    time.sleep(SETTLE)
     machine, own, seconds = _machine_cpu_seconds(), time.process_time(), []
     start = last = time.perf_counter()
     for _ in range(count):
@@ -90,6 +89,7 @@ def compare(variants, seconds=1.5):
     order, start = list(variants), time.perf_counter()
     while True:
         for name in order:
+            time.sleep(min(SETTLE, seconds))
             block, is_clean = _timed_block(variants[name], counts[name])
             every[name].append(block)
             if is_clean:

@@ -1,6 +1,5 @@
 // One pass over the four arrays: everything that a parameter needs is in registers at once. 28 bytes of memory (four
 // reads, three writes) and about 15 FLOPs a parameter, so memory is the limit.
-// measured: (none yet)
 #include "adamw.h"
 
 #include <cmath>

@@ -3,7 +3,6 @@
 // Forward walks a row twice, for the maximum and for the sum of exponentials, but reads it from memory once: the second
 // time a row of 50257 floats (196 KiB) is in the L2 cache. 4 bytes of memory and about 20 FLOPs a number; backward 8
 // bytes (in place) and 20 FLOPs.
-// measured: (none yet)
 #include "cross_entropy.h"
 
 #include <cmath>

@@ -3,7 +3,8 @@
 // New: B is copied once into panels of TILE_COLUMNS columns. For each element of A, a row of the panel comes as whole
 // vectors: LANES products at a time, several sums side by side, all in memory order, and A is read once for every
 // panel. Every vector of B still serves one product only: 4 bytes from the cache for 2 FLOPs, and the loads set the
-// pace. measured: (none yet)
+// pace.
+// measured: (none yet)
 #include "panel.h"
 #include "scratch.h"
 #include "tile.h"

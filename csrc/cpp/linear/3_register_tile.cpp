@@ -2,7 +2,8 @@
 //
 // New: TILE_ROWS rows of A at a time. A row of the panel, once loaded, serves them all, so that a step of k loads
 // TILE_VECTORS vectors and TILE_ROWS numbers for TILE_ROWS * TILE_VECTORS vector products: the FMA units set the pace,
-// as long as the panel stays in the cache (4 K TILE_COLUMNS bytes: it does not when K is large). measured: (none yet)
+// as long as the panel stays in the cache (4 K TILE_COLUMNS bytes: it does not when K is large).
+// measured: (none yet)
 #include "panel.h"
 #include "scratch.h"
 #include "tile.h"

@@ -2,7 +2,6 @@
 //
 // With so little to compute the time is that of reading B once, so it is read where it lies, in order, and its columns
 // (the rows of a weight matrix) must lie along memory. 4 K N bytes for 2 M K N FLOPs.
-// measured: (none yet)
 #include <algorithm>
 
 #include "activation.h"

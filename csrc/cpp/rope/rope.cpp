@@ -1,7 +1,6 @@
 // y_i = x_i cos - x_j sin, y_j = x_j cos + x_i sin, with j = i + D/2. Both halves of a pair are loaded before either is
 // stored, so that y may be x. 8 bytes of memory and 3 FLOPs a number; cos and sin come from the cache for all heads but
 // the first, because the heads of one position are turned one after the other.
-// measured: (none yet)
 #include "rope.h"
 
 #include "parallel.h"
