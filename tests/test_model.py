@@ -122,9 +122,11 @@ def test_accumulation_equals_one_big_batch(backend, config):
 
 
 @contextlib.contextmanager
-def no_float32(torch):
+def no_float32():
     """Inside, what transformers insists on computing in float32 (rmsnorm, the angles of rope) is computed in float64,
     so that its float64 run is one."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    transformers.GPT2LMHeadModel, transformers.LlamaForCausalLM           # imported while float32 is still float32
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "float32", torch.float64)
         patch.setattr(torch, "float", torch.float64)
@@ -176,7 +178,7 @@ def test_equals_transformers(config):
     """Logits, loss and every gradient: in float64 the same numbers, in float32 as close to them as transformers is."""
     torch = pytest.importorskip("torch")
     model, (tokens, targets) = lively(config), batch(config)
-    with no_float32(torch):
+    with no_float32():
         exact = their_everything(model, torch.double, tokens, targets)
     for name, ours in everything(on("numpy", model, np.float64), tokens, targets).items():
         np.testing.assert_allclose(ours, exact[name], rtol=0, atol=1e-11 * np.abs(exact[name]).max(), err_msg=name)

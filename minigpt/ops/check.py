@@ -14,14 +14,16 @@ def _array(op, name, x):
 
 def _same_dtype(op, required, **optional):
     """All arrays share one floating dtype; the optional ones may be None."""
-    first = None
+    first = dtype = None
     for name, x in (required | optional).items():
         if x is None and name not in required:
             continue
+        if dtype is not None and getattr(x, "dtype", None) is dtype:
+            continue                                          # quickly past what nearly always is the case
         _array(op, name, x)
         if x.dtype.kind != "f":
             raise TypeError(f"{op}: {name} is {x.dtype}, must be floating point")
-        if first is None:
+        if dtype is None:
             first, dtype = name, x.dtype
         elif x.dtype != dtype:
             raise TypeError(f"{op}: {name} is {x.dtype}, but {first} is {dtype}; they must be the same")
