@@ -5,15 +5,17 @@
 namespace minigpt {
 
 // gelu(x) = 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3). As 0.5 (1 + tanh u) = sigmoid(2u), it is
-// x sigmoid(2u): one exponential, and no cancellation where x is very negative.
+// x sigmoid(2u) = x / (1 + e^-2u): one exponential, and no cancellation where x is very negative.
 constexpr float GELU_SCALE = 2 * 0.7978845608028654f, GELU_CUBIC = 0.044715f;
 
-inline vec gelu(vec x) { return x * sigmoid(GELU_SCALE * x * (1.0f + GELU_CUBIC * x * x)); }
+inline vec exp_minus_2u(vec x) { return exp(x * (-GELU_SCALE - GELU_SCALE * GELU_CUBIC * (x * x))); }
+
+inline vec gelu(vec x) { return x / (1.0f + exp_minus_2u(x)); }
 
 // d gelu / dx = s + x s (1 - s) d(2u)/dx, with s = sigmoid(2u).
 inline vec gelu_gradient(vec x) {
-  vec s = sigmoid(GELU_SCALE * x * (1.0f + GELU_CUBIC * x * x));
-  return s + x * s * (1.0f - s) * (GELU_SCALE + 3 * GELU_SCALE * GELU_CUBIC * x * x);
+  vec s = 1.0f / (1.0f + exp_minus_2u(x));
+  return s + x * s * (1.0f - s) * (GELU_SCALE + 3 * GELU_SCALE * GELU_CUBIC * (x * x));
 }
 
 // x sigmoid(x), the gate of swiglu.

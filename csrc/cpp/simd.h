@@ -100,14 +100,16 @@ inline void streaming_done() {
 struct Whole {
   vec load(const float* p) const { return minigpt::load(p); }
   void store(float* p, vec v) const { minigpt::store(p, v); }
+  void stream(float* p, vec v) const { minigpt::store(p, v); }
 };
 struct Part {
   int64_t n;
   vec load(const float* p) const { return load_partial(p, n); }
   void store(float* p, vec v) const { store_partial(p, v, n); }
+  void stream(float* p, vec v) const { store_partial(p, v, n); }
 };
 struct Streamed : Whole {
-  void store(float* p, vec v) const { store_streaming(p, v); }
+  void stream(float* p, vec v) const { store_streaming(p, v); }
 };
 
 // each_vector(n, [&](int64_t i, auto at) { at.store(y + i, f(at.load(x + i))); }): y = f(x) over n floats.
@@ -118,7 +120,8 @@ inline void each_vector(int64_t n, const Body& body) {
   if (i < n) body(i, Part{n - i});
 }
 
-// The same where the only output, `out`, is large: its whole, aligned vectors are written past the caches.
+// The same, where at.stream(out + i, v) writes the whole, aligned vectors of the large output `out` past the caches (in
+// each_vector it is at.store).
 template <class Body>
 inline void each_vector_streamed(const float* out, int64_t n, const Body& body) {
   int64_t misaligned = reinterpret_cast<uintptr_t>(out) % VECTOR_BYTES / sizeof(float);

@@ -27,6 +27,7 @@ void cross_entropy_forward(const float* logits, const int64_t* targets, int64_t 
 
 void cross_entropy_backward(float dloss, const float* logits, const int64_t* targets, const float* lse,
                             int64_t ignore_index, int64_t rows, int64_t V, float* dlogits) {
+  const bool streamed = exceeds_cache(rows * V) && dlogits != logits;
   parallel_for(rows, rows_per_piece(V), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       const float* row = logits + r * V;
@@ -35,9 +36,11 @@ void cross_entropy_backward(float dloss, const float* logits, const int64_t* tar
         std::fill_n(drow, V, 0.0f);
         continue;
       }
-      each_vector(V, [&](int64_t i, auto at) { at.store(drow + i, dloss * exp(at.load(row + i) - lse[r])); });
+      auto body = [&](int64_t i, auto at) { at.stream(drow + i, dloss * exp(at.load(row + i) - lse[r])); };
+      streamed ? each_vector_streamed(drow, V, body) : each_vector(V, body);
       drow[targets[r]] -= dloss;
     }
+    if (streamed) streaming_done();
   });
 }
 

@@ -26,7 +26,7 @@ void layernorm_backward_vectorised(const float* dy, const float* x, const float*
                                    float* dweight, float* dbias) {
   if (!accumulate) std::fill_n(dweight, C, 0.0f), std::fill_n(dbias, C, 0.0f);
   for (int64_t r = 0; r < rows; r++) {
-    backward_row(nullptr, dy + r * C, x + r * C, weight, mean[r], rstd[r], C, dx + r * C, dweight, dbias);
+    backward_row(nullptr, dy + r * C, x + r * C, weight, mean[r], rstd[r], C, false, dx + r * C, dweight, dbias);
   }
 }
 

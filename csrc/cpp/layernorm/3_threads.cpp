@@ -3,7 +3,6 @@
 // Forward rows are independent. Backward rows all add to dweight and dbias, so each chunk of rows has sums of its own
 // (row_sums.h), which also makes the sums shorter and the rounding less. The bytes and FLOPs are rung 2's.
 // measured: (none yet)
-#include "../row_sums.h"
 #include "layernorm.h"
 #include "row.h"
 
@@ -20,17 +19,7 @@ void layernorm_forward_threads(const float* x, const float* weight, const float*
 void layernorm_backward_threads(const float* dy, const float* x, const float* weight, const float* mean,
                                 const float* rstd, int64_t rows, int64_t C, bool accumulate, float* dx, float* dweight,
                                 float* dbias) {
-  sum_over_rows(
-      rows, 2 * C,
-      [&](int64_t begin, int64_t end, float* sums) {
-        for (int64_t r = begin; r < end; r++) {
-          backward_row(nullptr, dy + r * C, x + r * C, weight, mean[r], rstd[r], C, dx + r * C, sums, sums + C);
-        }
-      },
-      [&](int64_t i, float total) {
-        float& gradient = i < C ? dweight[i] : dbias[i - C];
-        gradient = accumulate ? gradient + total : total;
-      });
+  backward_rows(nullptr, dy, x, weight, mean, rstd, rows, C, accumulate, false, dx, dweight, dbias);
 }
 
 }  // namespace minigpt

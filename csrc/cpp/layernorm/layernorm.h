@@ -26,12 +26,14 @@ constexpr Rung<LayernormForward> layernorm_forward_ladder[] = {
 using LayernormBackward = void(const float* dy, const float* x, const float* weight, const float* mean,
                                const float* rstd, int64_t rows, int64_t C, bool accumulate, float* dx, float* dweight,
                                float* dbias);
-LayernormBackward layernorm_backward_naive, layernorm_backward_vectorised, layernorm_backward_threads;
+LayernormBackward layernorm_backward_naive, layernorm_backward_vectorised, layernorm_backward_threads,
+    layernorm_backward_streaming;
 
 constexpr Rung<LayernormBackward> layernorm_backward_ladder[] = {
     {"naive", layernorm_backward_naive},
     {"vectorised", layernorm_backward_vectorised},
     {"threads", layernorm_backward_threads},
+    {"streaming", layernorm_backward_streaming},
 };
 
 }  // namespace minigpt

@@ -1,8 +1,9 @@
 // What the rungs above naive, and residual_layernorm, do with one row. A row is read from memory once: its later passes
-// find it in the L1 cache (768 floats are 3 KiB).
+// find it in the L1 cache (768 floats are 3 KiB). `streamed` sends the large output past the caches.
 #pragma once
 #include <cmath>
 
+#include "../row_sums.h"
 #include "../simd.h"
 
 namespace minigpt {
@@ -22,8 +23,8 @@ inline float row_rstd(const float* x, float mean, int64_t C, float eps) {
 inline void normalise_row(const float* x, const float* weight, const float* bias, float mean, float rstd, int64_t C,
                           bool streamed, float* y) {
   auto body = [&](int64_t i, auto at) {
-    vec v = (at.load(x + i) - mean) * rstd * at.load(weight + i);
-    at.store(y + i, bias ? v + at.load(bias + i) : v);
+    vec shift = bias ? at.load(bias + i) : vec{};
+    at.stream(y + i, (at.load(x + i) - mean) * rstd * at.load(weight + i) + shift);
   };
   streamed ? each_vector_streamed(y, C, body) : each_vector(C, body);
 }
@@ -31,7 +32,7 @@ inline void normalise_row(const float* x, const float* weight, const float* bias
 // dx = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) (+ dh where there is one), and this row's share of
 // dweight and dbias is added to them.
 inline void backward_row(const float* dh, const float* dy, const float* x, const float* weight, float mean, float rstd,
-                         int64_t C, float* dx, float* dweight, float* dbias) {
+                         int64_t C, bool streamed, float* dx, float* dweight, float* dbias) {
   vec sum_dxhat{}, sum_dxhat_xhat{};
   each_vector(C, [&](int64_t i, auto at) {
     vec xhat = (at.load(x + i) - mean) * rstd, dxhat = at.load(dy + i) * at.load(weight + i);  // dxhat = 0 beyond C
@@ -39,12 +40,31 @@ inline void backward_row(const float* dh, const float* dy, const float* x, const
     sum_dxhat_xhat += dxhat * xhat;
   });
   float mean_dxhat = sum(sum_dxhat) / C, mean_dxhat_xhat = sum(sum_dxhat_xhat) / C;
-  each_vector(C, [&](int64_t i, auto at) {
+  auto body = [&](int64_t i, auto at) {
     vec xhat = (at.load(x + i) - mean) * rstd, d = at.load(dy + i);
     at.store(dweight + i, at.load(dweight + i) + d * xhat);
     at.store(dbias + i, at.load(dbias + i) + d);
-    vec result = rstd * (d * at.load(weight + i) - mean_dxhat - xhat * mean_dxhat_xhat);
-    at.store(dx + i, dh ? result + at.load(dh + i) : result);
+    vec along = dh ? at.load(dh + i) : vec{};
+    at.stream(dx + i, rstd * (d * at.load(weight + i) - mean_dxhat - xhat * mean_dxhat_xhat) + along);
+  };
+  streamed ? each_vector_streamed(dx, C, body) : each_vector(C, body);
+}
+
+// All rows, by several threads, each chunk of rows with sums of its own.
+inline void backward_rows(const float* dh, const float* dy, const float* x, const float* weight, const float* mean,
+                          const float* rstd, int64_t rows, int64_t C, bool accumulate, bool streamed, float* dx,
+                          float* dweight, float* dbias) {
+  auto chunk = [&](int64_t begin, int64_t end, float* sums) {
+    for (int64_t r = begin; r < end; r++) {
+      const int64_t at = r * C;
+      backward_row(dh ? dh + at : nullptr, dy + at, x + at, weight, mean[r], rstd[r], C, streamed, dx + at, sums,
+                   sums + C);
+    }
+    if (streamed) streaming_done();
+  };
+  sum_over_rows(rows, 2 * C, chunk, [&](int64_t i, float total) {
+    float& gradient = i < C ? dweight[i] : dbias[i - C];
+    gradient = accumulate ? gradient + total : total;
   });
 }
 

@@ -4,7 +4,6 @@
 #include "residual_layernorm.h"
 
 #include "layernorm/row.h"
-#include "row_sums.h"
 
 namespace minigpt {
 
@@ -29,18 +28,7 @@ void residual_layernorm_forward(const float* x, const float* residual, const flo
 void residual_layernorm_backward(const float* dh, const float* dy, const float* h, const float* weight,
                                  const float* mean, const float* rstd, int64_t rows, int64_t C, bool accumulate,
                                  float* dx, float* dweight, float* dbias) {
-  sum_over_rows(
-      rows, 2 * C,
-      [&](int64_t begin, int64_t end, float* sums) {
-        for (int64_t r = begin; r < end; r++) {
-          int64_t at = r * C;
-          backward_row(dh + at, dy + at, h + at, weight, mean[r], rstd[r], C, dx + at, sums, sums + C);
-        }
-      },
-      [&](int64_t i, float total) {
-        float& gradient = i < C ? dweight[i] : dbias[i - C];
-        gradient = accumulate ? gradient + total : total;
-      });
+  backward_rows(dh, dy, h, weight, mean, rstd, rows, C, accumulate, false, dx, dweight, dbias);
 }
 
 }  // namespace minigpt
