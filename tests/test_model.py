@@ -126,7 +126,7 @@ def no_float32():
     """Inside, what transformers insists on computing in float32 (rmsnorm, the angles of rope) is computed in float64,
     so that its float64 run is one."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    transformers.GPT2LMHeadModel, transformers.LlamaForCausalLM           # imported while float32 is still float32
+    assert transformers.GPT2LMHeadModel and transformers.LlamaForCausalLM         # so they are imported before
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "float32", torch.float64)
         patch.setattr(torch, "float", torch.float64)
