@@ -7,7 +7,8 @@ import numpy as np
 
 def sample(logits, rng: np.random.Generator, temperature: float = 1.0, top_k: int | None = None,
            top_p: float | None = None) -> np.ndarray:
-    """Draws one token a row: logits (B, V) -> (B,). See `probabilities`; temperature 0 takes the likeliest token.
+    """Draws one token a row: logits (B, V) -> (B,). Only the top_k likeliest may come, if it is given; for temperature
+    and top_p see `probabilities`. Temperature 0 takes the likeliest.
     ValueError for logits that hold NaN or infinity, which only damaged weights give."""
     _check(temperature, top_k, top_p)
     largest = logits.max(axis=-1)                                                                   # (B,)
@@ -15,20 +16,21 @@ def sample(logits, rng: np.random.Generator, temperature: float = 1.0, top_k: in
         raise ValueError(f"sample: the largest logit is {largest[~np.isfinite(largest)][0]}, must be a finite number")
     if temperature == 0:
         return logits.argmax(axis=-1)
-    cumulative = probabilities(logits, temperature, top_k, top_p).cumsum(axis=-1, dtype=np.float64)  # (B, V)
+    ids = None
+    if top_k is not None and top_k < logits.shape[-1]:                    # from here on V is top_k
+        ids = np.sort(np.argpartition(logits, -top_k, axis=-1)[:, -top_k:], axis=-1)                # (B, V)
+        logits = np.take_along_axis(logits, ids, axis=-1)                                           # (B, V)
+    cumulative = probabilities(logits, temperature, top_p).cumsum(axis=-1, dtype=np.float64)        # (B, V)
     drawn = rng.random((len(logits), 1)) * cumulative[:, -1:]                                       # (B, 1)
-    return (cumulative > drawn).argmax(axis=-1)                           # the first token whose share reaches past it
+    chosen = (cumulative > drawn).argmax(axis=-1)                         # the first token whose share reaches past it
+    return chosen if ids is None else ids[np.arange(len(ids)), chosen]
 
 
-def probabilities(logits, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None):
-    """softmax(logits / temperature) over the tokens that stay in: the top_k likeliest, and of these the fewest
-    that together have a probability of top_p (Holtzman et al. 2019, arXiv:1904.09751). Tokens as likely as the last
-    one that stays stay too. logits (B, V) -> (B, V); temperature > 0."""
-    z = (logits - logits.max(axis=-1, keepdims=True)) / temperature                                 # (B, V)
-    if top_k is not None and top_k < z.shape[-1]:
-        last = np.partition(z, -top_k, axis=-1)[:, -top_k, None]                                    # (B, 1)
-        z = np.where(z < last, -np.inf, z)
-    p = np.exp(z)
+def probabilities(logits, temperature: float = 1.0, top_p: float | None = None):
+    """softmax(logits / temperature), and if top_p is given only over the fewest tokens that together have that
+    probability (Holtzman et al. 2019, arXiv:1904.09751); tokens as likely as the last of them stay in too.
+    logits (B, V) -> (B, V); temperature > 0."""
+    p = np.exp((logits - logits.max(axis=-1, keepdims=True)) / temperature)                         # (B, V)
     p /= p.sum(axis=-1, keepdims=True)
     if top_p is not None and top_p < 1:
         ranked = np.sort(p, axis=-1)[:, ::-1]                                                       # (B, V)
