@@ -1,5 +1,5 @@
-"""The Trainer: what it computes (schedule, AdamW, accumulation), that a run survives every kind of stop bit for bit, and
-that whatever it cannot do it says in one line."""
+"""The Trainer: what it computes (schedule, AdamW, accumulation), that a run survives every kind of stop bit for bit,
+and that it says in one line what it cannot do."""
 
 import errno
 import json
@@ -106,9 +106,9 @@ def test_accumulation_is_the_large_batch(tmp_path):
     trained = []
     for size, accumulation in ((8, 1), (2, 4)):
         params = {name: p.astype(np.float64) for name, p in GPT(TINY, "numpy", seed=3).params.items()}
-        run = trainer(tmp_path / str(size), GPT(TINY, "numpy", params=params), collator=some_labels_ignored, max_steps=5,
-                      per_device_train_batch_size=size, gradient_accumulation_steps=accumulation, save_strategy="no",
-                      warmup_steps=0)
+        run = trainer(tmp_path / str(size), GPT(TINY, "numpy", params=params), collator=some_labels_ignored,
+                      max_steps=5, warmup_steps=0, save_strategy="no",
+                      per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
         run.train()
         trained.append((run.model.params, run.state.log_history))
     (large, large_log), (small, small_log) = trained
@@ -203,7 +203,7 @@ def test_nothing_large_is_allocated_after_the_first_steps(tmp_path):
     finally:
         tracemalloc.stop()
     assert peaks[0] > 5e6                                   # the model's buffers: the measurement sees arrays
-    assert max(peaks[2:]) < 100e3, peaks                    # batches of 12 x 65 numbers, logs; a weight is 65 kB or more
+    assert max(peaks[2:]) < 60e3, peaks                     # batches of 12 x 65 numbers, logs; a matrix has 64 kB
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
     whole.train()
     before = signal.getsignal(signal.SIGINT)
     _at_step(run, 6, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 7 of 12; .*checkpoint-7 is saved, go on with train"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 7 of 12; .*checkpoint-7 is saved, go on"):
         run.train()
     assert signal.getsignal(signal.SIGINT) is before
     again = trainer(tmp_path / "stopped")
@@ -323,7 +323,7 @@ def _at_step(run, step, action):
 def test_nan_stops_and_the_last_good_checkpoint_stays(tmp_path):
     run = trainer(tmp_path)
     _at_step(run, 9, lambda: run.model.grads["wte"].fill(np.nan))
-    with pytest.raises(FloatingPointError, match="after step 9: the loss is .*, the gradient's norm nan .*checkpoint-8"):
+    with pytest.raises(FloatingPointError, match="after step 9: .*the gradient's norm nan .*checkpoint-8"):
         run.train()
     assert list(checkpoint.listed(tmp_path)) == [4, 8]
     assert all(np.isfinite(param).all() for param in run.model.params.values())    # the bad step did not reach them
@@ -399,8 +399,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, monkeypatch):
     whole_without = trainer(tmp_path / "whole2", eval_strategy="no")
     whole_without.train()
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"checkpoint-\d+ could not be written \(No space left on device\); .*checkpoint-\d+ "
-                                      "is complete"):
+    with pytest.raises(OSError, match=r"written \(No space left on device\); .*checkpoint-\d+ is complete"):
         run.train()
     monkeypatch.undo()
     assert not [name for name in names(tmp_path / "full") if name.startswith(".")]
@@ -487,7 +486,7 @@ def test_names_and_defaults_are_those_of_transformers():
 
 def test_the_trainer_names_bad_input(tmp_path):
     model, args = GPT(TINY, "numpy"), TrainingArguments(output_dir=str(tmp_path / "out"), max_steps=1)
-    with pytest.raises(TypeError, match="Trainer: there is no argument tokenizer; the Trainer takes it, as processing_"):
+    with pytest.raises(TypeError, match="Trainer: there is no argument tokenizer; .* as processing_class"):
         Trainer(model, args, tokenizer=None)
     with pytest.raises(TypeError, match="Trainer: there is no argument train_datset; did you mean train_dataset?"):
         Trainer(model, args, train_datset=[])

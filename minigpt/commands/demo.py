@@ -3,7 +3,6 @@ learnt: a picture of the loss, and a text that it writes. Nothing is downloaded.
 
 import io
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def run(args):
     model = GPT(config, ops=args.ops)
     print(f"{len(text):,} characters, cut into {len(train_text.tokens) + len(eval_text.tokens):,} tokens of "
           f"{config.vocab_size:,} kinds, for a GPT of {config.n_layer} layers and {config.num_parameters():,} "
-          f"parameters (ops: {model.ops.name}).", file=sys.stderr)
+          f"parameters (ops: {model.ops.name}).")
     if not args.resume and args.out == DEFAULT_OUT:
         remove_demo(out)
     steps = args.max_steps or earlier_steps(out) if args.resume else args.max_steps or steps_in(args.minutes, model)

@@ -72,11 +72,12 @@ def run(args):
     config = ModelConfig.preset(args.preset, **given(args, ModelConfig) | {"vocab_size": tokenizer.vocab_size})
     dataset = TextDataset(tokenizer, args.data, config.block_size + 1)
     train_dataset, eval_dataset = dataset.split(args.eval_fraction)
-    arguments = given(args, TrainingArguments) | dict(output_dir=args.out, seed=args.seed, **schedule(args))
-    trainer = Trainer(GPT(config, ops=getattr(args, "ops", None), seed=args.seed), TrainingArguments(**arguments),
+    own = dict(output_dir=args.out, seed=args.seed, **schedule(args))
+    arguments = TrainingArguments(**given(args, TrainingArguments) | own)
+    trainer = Trainer(GPT(config, ops=getattr(args, "ops", None), seed=args.seed), arguments,
                       train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer)
     print(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
-          f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.model.ops.name}", file=sys.stderr)
+          f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.model.ops.name}")
     train_and_save(trainer, args.resume)
     print(f"The model is in {args.out}, its loss curve in {Path(args.out, 'loss.png')}. Let it write:\n"
           f"  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
