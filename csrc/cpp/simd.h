@@ -292,6 +292,20 @@ inline vec exp(vec x) {
   return scale_by_power_of_two(p * (r * r) + r + 1.0f, n);
 }
 
+// 2^x, likewise: exp without the change of base, for kernels that fold log2(e) into a factor they have anyway.
+inline vec exp2(vec x) {
+  constexpr float ROUND = 12582912.0f;
+  vec bounded = max(broadcast(-150.0f), min(broadcast(128.0f), x));
+  vec n = (bounded + ROUND) - ROUND, r = bounded - n;
+  vec p = broadcast(1.535336188319500e-4f);  // minimax polynomial of (2^r - 1) / r, from Cephes
+  p = p * r + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  return scale_by_power_of_two(p * r + 1.0f, n);
+}
+
 // 1 / (1 + e^-x)
 inline vec sigmoid(vec x) { return 1.0f / (1.0f + exp(-x)); }
 

@@ -1,8 +1,12 @@
 // Attention: out = softmax(scale q k^T) v, row by row, and its gradients.
 //
-// The ladder, forward:                             backward:
-//   naive           the definition, in three passes    naive           the definition, from lse
-//   online_softmax  one pass, a running maximum
+// The ladder, forward:
+//   naive           the definition: three passes over a row of scores
+//   online_softmax  one pass, with a running maximum: no score is stored
+//   tiled           tiles of queries over tiles of keys, found in the cache; vectors
+//   register_tile   both products in register tiles, from packed keys and values
+// and backward:
+//   naive           the probabilities again from lse, pair by pair
 //
 // q, out and their gradients are (B, H, Tq, D); k and v are (B, Hkv, Tk, D); lse is (B, H, Tq).
 #pragma once
@@ -45,12 +49,15 @@ using AttentionBackward = void(const AttentionShape&, Heads<const float> dout, H
                                Heads<const float> k, Heads<const float> v, Heads<const float> out, const float* lse,
                                Heads<float> dq, Heads<float> dk, Heads<float> dv);
 
-AttentionForward attention_forward_naive, attention_forward_online_softmax;
+AttentionForward attention_forward_naive, attention_forward_online_softmax, attention_forward_tiled,
+    attention_forward_register_tile;
 AttentionBackward attention_backward_naive;
 
 inline constexpr Rung<AttentionForward> attention_forward_ladder[] = {
     {"naive", attention_forward_naive},
     {"online_softmax", attention_forward_online_softmax},
+    {"tiled", attention_forward_tiled},
+    {"register_tile", attention_forward_register_tile},
 };
 inline constexpr Rung<AttentionBackward> attention_backward_ladder[] = {
     {"naive", attention_backward_naive},
