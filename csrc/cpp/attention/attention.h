@@ -7,6 +7,8 @@
 //   register_tile   both products in register tiles, from packed keys and values
 // and backward:
 //   naive           the probabilities again from lse, pair by pair
+//   tiled           tiles of keys that stay in the cache while the queries pass; vectors
+//   register_tile   all five products in register tiles
 //
 // q, out and their gradients are (B, H, Tq, D); k and v are (B, Hkv, Tk, D); lse is (B, H, Tq).
 #pragma once
@@ -51,7 +53,7 @@ using AttentionBackward = void(const AttentionShape&, Heads<const float> dout, H
 
 AttentionForward attention_forward_naive, attention_forward_online_softmax, attention_forward_tiled,
     attention_forward_register_tile;
-AttentionBackward attention_backward_naive;
+AttentionBackward attention_backward_naive, attention_backward_tiled, attention_backward_register_tile;
 
 inline constexpr Rung<AttentionForward> attention_forward_ladder[] = {
     {"naive", attention_forward_naive},
@@ -61,6 +63,8 @@ inline constexpr Rung<AttentionForward> attention_forward_ladder[] = {
 };
 inline constexpr Rung<AttentionBackward> attention_backward_ladder[] = {
     {"naive", attention_backward_naive},
+    {"tiled", attention_backward_tiled},
+    {"register_tile", attention_backward_register_tile},
 };
 
 }  // namespace minigpt
