@@ -40,7 +40,8 @@ def _implementations():
 
 IMPLEMENTATIONS = _implementations()
 OPS = tuple(budget.OUTPUTS)
-RUNGS = [pytest.param(ops, op, {} if kernel is None else {"kernel": kernel}, id="-".join(filter(None, (op, kernel, name))))
+RUNGS = [pytest.param(ops, op, {} if kernel is None else {"kernel": kernel},
+                     id="-".join(filter(None, (op, kernel, name))))
          for op in OPS for name, ops in IMPLEMENTATIONS.items() if hasattr(ops, op)
          for kernel in ops.kernels.get(op, (None,))]
 every_rung = pytest.mark.parametrize("ops, op, kernel", RUNGS)
@@ -58,9 +59,9 @@ ACCUMULATING = tuple(op for op in OPS if "accumulate" in inspect.signature(getat
 
 
 @functools.cache
-def cases(op):
-    """[(case, its budget)]."""
-    return [(case, budget.budget(op, case.arguments)) for case in all_cases.cases(op)]
+def cases(op, change=np.asarray):
+    """[(case, its budget)]. `change` gives the arrays another layout, in which NumPy adds up in another order."""
+    return [(case, budget.budget(op, budget.convert(case.arguments, change))) for case in all_cases.cases(op)]
 
 
 def check(op, case, expected, results):
@@ -127,7 +128,7 @@ def test_every_numpy_function_is_under_test():
     assert [name for name in public if name != "rope_tables"] == list(OPS)      # rope_tables makes tables, no op
 
 
-@pytest.mark.parametrize("op", (*OPS, "rope_tables"))
+@pytest.mark.parametrize("op", OPS)
 def test_signatures_are_identical(op):
     for name, ops in IMPLEMENTATIONS.items():
         assert inspect.signature(getattr(ops, op)) == inspect.signature(getattr(numpy_ops, op)), name
@@ -198,25 +199,25 @@ def test_any_number_of_threads_gives_the_same_bits(ops, op, kernel):
 @every_rung
 def test_any_strides(ops, op, kernel):
     """Transposed, and every second element of larger arrays; the results too."""
-    def transposed(x):
-        return np.array(x, order="F")
-
-    def sparse(x):
-        larger = nan_array([2 * n for n in x.shape], x.dtype)
-        larger[tuple(slice(1, None, 2) for _ in x.shape)] = x
-        return larger[tuple(slice(1, None, 2) for _ in x.shape)]
-
-    for case, expected in cases(op):
-        for change in (transposed, sparse):
+    for change in (_transposed, _sparse):
+        for case, expected in cases(op, change):
             arguments = budget.convert(case.arguments, change)
-            if change is transposed:             # then NumPy adds up in another order, and its errors are others
-                expected = budget.budget(op, arguments)
             option = {} if BUFFERS[op] is None else buffers(
                 op, expected, lambda shape, dtype, change=change: change(nan_array(shape, dtype)))
             results = getattr(ops, op)(**arguments, **option, **kernel)
             if op in budget.IN_PLACE:
                 results = tuple(arguments[name] for name in budget.OUTPUTS[op])
-            check(op, f"{case}, {change.__name__}", expected, results if isinstance(results, tuple) else (results,))
+            check(op, f"{case}, {change.__name__[1:]}", expected, results if isinstance(results, tuple) else (results,))
+
+
+def _transposed(x):
+    return np.array(x, order="F")
+
+
+def _sparse(x):
+    larger = nan_array([2 * n for n in x.shape], x.dtype)
+    larger[tuple(slice(1, None, 2) for _ in x.shape)] = x
+    return larger[tuple(slice(1, None, 2) for _ in x.shape)]
 
 
 @rungs_of("attention_forward", "attention_backward")
@@ -422,7 +423,8 @@ def _array(*shape):
 
 
 @pytest.mark.parametrize("op, changes, kind, words", [
-    ("embedding_forward", dict(tokens=np.array([[0, 5]]), wte=_array(5, 3)), ValueError, ("tokens[0, 1] is 5", "0 .. 4")),
+    ("embedding_forward", dict(tokens=np.array([[0, 5]]), wte=_array(5, 3)), ValueError,
+     ("tokens[0, 1] is 5", "0 .. 4")),
     ("embedding_forward", dict(tokens=np.array([[-1, 0]])), ValueError, ("tokens[0, 0] is -1",)),
     ("embedding_forward", dict(tokens=np.zeros((0, 3), int)), ValueError, ("tokens", "empty")),
     ("embedding_forward", dict(position=-1), ValueError, ("position",)),
@@ -477,8 +479,8 @@ def everywhere(op, arguments):
             check(op, f"{name} {kernel} {sizes}", expected, budget.run(ops, op, arguments, **option))
 
 
-@ragged(30, B=st.integers(1, 2), groups=st.integers(1, 3), Hkv=st.integers(1, 2), Tq=st.integers(1, 140),
-        Tk=st.integers(1, 140), D=st.integers(1, 100), causal=st.booleans(), peaked=st.booleans())
+@ragged(25, B=st.integers(1, 2), groups=st.integers(1, 2), Hkv=st.integers(1, 2), Tq=st.integers(1, 100),
+        Tk=st.integers(1, 100), D=st.integers(1, 80), causal=st.booleans(), peaked=st.booleans())
 def test_ragged_attention(B, groups, Hkv, Tq, Tk, D, causal, peaked, seed):
     rng = np.random.default_rng(seed)
     q, k, v = all_cases.attention_inputs(rng, B, groups * Hkv, Hkv, Tq, Tk, D, peaked)

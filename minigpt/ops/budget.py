@@ -7,10 +7,12 @@ picked by hand but measured, on the very arguments of the call, from two things:
   half an ulp of the result. It is large where terms cancel, whoever computes, and exactly 0 where a result is exact.
 - `plain`, per row (the last axis): the largest error that the plain NumPy version makes in the type under test. It
   grows with the length of the sums, and knows where the formula itself loses digits.
-An element may be wrong by K * (plain + unavoidable). Rows, because their scales may differ by orders of magnitude and
-one large row would hide wrong small ones; both terms, because a row in which NumPy was lucky must not become a trap,
-and a long sum is worse than its inputs. With K = 8 correct kernels use at most about half of the budget, and planted
-bugs (tests/planted_bugs.py) ten times the whole and mostly a thousand times.
+- `typical`, one number: the root mean square, over rows, of plain / unavoidable, so that a row in which NumPy was lucky
+  is no trap.
+An element may be wrong by K * (plain + (1 + typical) * unavoidable). Rows, because their scales may differ by orders of
+magnitude, and one large row would hide wrong small ones. With K = 8 the worst correct kernels, which add up hundreds of
+products in one float, use about half of the budget, most a tenth; planted bugs (tests/planted_bugs.py) overrun it at
+least tenfold and mostly a thousandfold.
 
 NaN and infinity must be where they are in the oracle; a comparison that yields NaN is a failure.
 """
@@ -133,7 +135,8 @@ def budget(op, arguments):
             changes = sum(_distance(r[i], expected) ** 2 for r in runs)
             unavoidable = np.sqrt(changes / RUNS) + half_ulp * np.abs(expected)
             error = _distance(plain[i].astype(wider), expected)
-            plain_error, row_unavoidable = (x.max(axis=-1, keepdims=True) if x.ndim else x for x in (error, unavoidable))
+            plain_error, row_unavoidable = (x.max(axis=-1, keepdims=True) if x.ndim else x
+                                            for x in (error, unavoidable))
             ratios = (plain_error / row_unavoidable)[row_unavoidable > 0]
             typical = np.sqrt(np.mean(ratios ** 2)) if ratios.size else 0
             smallest = np.finfo(dtype).tiny / np.finfo(dtype).eps   # numbers so small may be flushed to zero

@@ -395,7 +395,7 @@ def _attention_forward_tiled(q, k, v, causal, scale, out):
 def _attention_backward_tiled(dout, q, k, v, out, lse, causal, scale, grads):
     """Tile by tile as the forward pass, with p recomputed from lse. One tile of keys walks over the tiles of
     queries: its dk and dv stay at hand, and dq is added up in place."""
-    (B, H, Tq, D), (Hkv, Tk) = q.shape, k.shape[1:3]
+    (B, H, Tq), (Hkv, Tk) = q.shape[:3], k.shape[1:3]
     dq, dk, dv = grads or (np.empty(q.shape, q.dtype), np.empty(k.shape, k.dtype), np.empty(v.shape, v.dtype))
     dq[...], dk[...], dv[...] = 0, 0, 0
     for b, h in np.ndindex(B, H):
