@@ -288,7 +288,7 @@ def test_in_place(ops, op, kernel):
 
 def _first_case_with_columns(op):
     """The first case with several rows and columns, small enough to try each of its elements."""
-    return next(case for case, _ in cases(op)
+    return next(case for case in all_cases.cases(op)
                 if all(x.size > 8 for x in case.arguments.values() if isinstance(x, np.ndarray) and x.ndim > 1))
 
 

@@ -197,7 +197,7 @@ def _adamw(rng):
         m = numbers(rng, *n, mean=0) * 0 if step == 1 else numbers(rng, *n, mean=0) * np.float32(0.1)
         yield (f"{n}, step {step}, weight_decay {weight_decay}, grad_scale {grad_scale}",
                dict(param=numbers(rng, *n), grad=numbers(rng, *n, mean=0.1), m=m, v=m * m * np.float32(1.5), step=step,
-                    lr=3e-2, beta1=0.9, beta2=0.95, eps=1e-6, weight_decay=weight_decay, grad_scale=grad_scale))
+                    lr=3e-2, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=weight_decay, grad_scale=grad_scale))
 
 
 def _squared_norm(rng):
