@@ -183,7 +183,7 @@ def test_inputs_are_left_alone(ops, op, kernel):
 @every_rung
 def test_any_number_of_threads_gives_the_same_bits(ops, op, kernel):
     """And so does a second run."""
-    set_num_threads = getattr(ops, "set_num_threads", lambda n: None)
+    set_num_threads = getattr(ops, "set_num_threads", lambda n: None)            # NumPy has its BLAS' own threads
     try:
         for case, _ in cases(op):
             set_num_threads(1)

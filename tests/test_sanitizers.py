@@ -14,8 +14,8 @@ SANITIZERS = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=t
 
 
 def build(sanitizer, isa):
-    """The driver and all kernels, without OpenMP, whose own synchronisation the thread sanitizer cannot see: the threads
-    are those of parallel.cpp. Objects are kept in build/, and made again when a source or header is newer."""
+    """The driver and all kernels, without OpenMP, whose own synchronisation the thread sanitizer cannot see: the
+    threads are those of parallel.cpp. Objects are kept in build/, and made again when a source or header is newer."""
     folder = ROOT / "build" / "sanitizers" / f"{sanitizer}-{isa}"
     folder.mkdir(parents=True, exist_ok=True)
     flags = ["-std=c++17", "-O1", "-g1", "-pthread", "-w", SANITIZERS[sanitizer], "-fno-sanitize-recover=all",

@@ -88,8 +88,8 @@ def _layernorm(rng, op):
 def _linear(rng, op):
     # the axes of x before the last, K, N: odd sizes; one row (decoding); sizes that cross the blocks of the fast rungs
     for rows, K, N in (((1,), 1, 1), ((3,), 5, 7), ((2, 3), 17, 33), ((65,), 64, 63), ((17,), 129, 65),
-                       ((1,), 300, 130), ((5, 13), 48, 64), ((70,), 600, 17), ((9,), 31, 520), ((258,), 20, 6), ((1030,), 3, 7),
-                       ((10,), 5, 3100)):
+                       ((1,), 300, 130), ((5, 13), 48, 64), ((70,), 600, 17), ((9,), 31, 520), ((258,), 20, 6),
+                       ((1030,), 3, 7), ((10,), 5, 3100)):
         x, weight, bias = numbers(rng, *rows, K), parameters(rng, N, K), parameters(rng, N)
         name = f"x {(*rows, K)}, weight {(N, K)}"
         if op == "linear_backward":
