@@ -4,6 +4,7 @@
     minigpt bench train          a training step of three models, beside the same model in torch
     minigpt bench decode         tokens per second of GPT-2, beside transformers and llama.cpp
     minigpt bench all --keep     all of it, some eight minutes; kept in minigpt/bench/results, README and headers redone
+    minigpt bench curves         fifty steps of training on every backend: one loss curve on top of the other
     minigpt bench tables         the README's table and the kernels' headers again, from the newest result kept
 
 The peer is measured as people run it ("default") and at its best settings ("best"): torch with
@@ -33,7 +34,8 @@ SECONDS = {"ops": 1.2, "train": 6, "decode": 6}  # meant for one comparison
 
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=(*SECTIONS, "all", "tables"), help="what to measure; tables: only rewrite them")
+    parser.add_argument("what", choices=(*SECTIONS, "all", "curves", "tables"),
+                        help="what to measure; tables: only rewrite them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
     parser.add_argument("--only", metavar="WORDS", help="only the training settings whose name holds WORDS")
@@ -42,7 +44,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    from . import picture, tables
+    from . import curves, picture, tables
 
     if args.what == "tables":
         for path in tables.write():
@@ -50,6 +52,8 @@ def run(args):
         return 0
     if args.only and args.what not in ("train", "all"):
         raise ValueError(f"bench: --only picks training settings, it means nothing for {args.what}")
+    if args.what == "curves":
+        return curves.run(_progress)
     if args.threads < 1:
         raise ValueError(f"bench: --threads is {args.threads}, must be 1 or more")
     sections = SECTIONS if args.what == "all" else (args.what,)
