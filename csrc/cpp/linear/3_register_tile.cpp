@@ -1,8 +1,8 @@
 // C = A B, with a tile of TILE_ROWS x TILE_COLUMNS outputs in registers.
 //
 // New: TILE_ROWS rows of A at a time. A row of the panel, once loaded, serves them all, so that a step of k loads
-// TILE_VECTORS vectors and TILE_ROWS numbers for TILE_ROWS * TILE_VECTORS vector products: the FMA units set the pace,
-// as long as the panel stays in the cache (4 K TILE_COLUMNS bytes: it does not when K is large).
+// TILE_VECTORS vectors and TILE_ROWS numbers for TILE_ROWS * TILE_VECTORS vector products: the FMA units set the pace, as
+// long as the rest comes in time. A is still read with strides, one cache line for each of its rows.
 // measured: (none yet)
 #include "panel.h"
 #include "scratch.h"
@@ -10,26 +10,28 @@
 
 namespace minigpt {
 
-// Rows i .. i + ROWS - 1 of C, in the columns of one panel.
+// Rows i .. i + ROWS - 1 of C, in the columns of one panel, and depth terms of the sum from k on.
 template <int ROWS>
-static void rows(const Product& p, int64_t i, int64_t panel, const float* b) {
+static void rows(const Product& p, int64_t i, int64_t j, int64_t k, int64_t depth, const float* panel) {
   Tile<ROWS> c{};
-  multiply<ROWS>(p.K, p.a.at(i, 0), p.a.row, p.a.column, b, c);
-  finish<ROWS>(p, i, panel * TILE_COLUMNS, c, true, true);
+  multiply<ROWS>(depth, p.a.at(i, k), p.a.row, p.a.column, panel, c);
+  finish<ROWS>(p, i, j, c, k == 0, k + depth == p.K);
 }
 
 void product_register_tile(const Product& p) {
   static thread_local Scratch scratch;
-  int64_t panels = ceil_div(p.N, TILE_COLUMNS), size = panel_size<TILE_COLUMNS>(p.K);
-  float* b = scratch.get(panels * size);
-  pack<TILE_COLUMNS>(p.b.transposed(), p.N, p.K, b);
-  parallel_for(panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; panel++) {
-      int64_t i = 0;
-      for (; i + TILE_ROWS <= p.M; i += TILE_ROWS) rows<TILE_ROWS>(p, i, panel, b + panel * size);
-      for (; i < p.M; i++) rows<1>(p, i, panel, b + panel * size);
-    }
-  });
+  int64_t panels = ceil_div(p.N, TILE_COLUMNS), step = block_depth(p.K);
+  float* b = scratch.get(panels * panel_size<TILE_COLUMNS>(step));
+  for (int64_t k = 0; k < p.K; k += step) {
+    int64_t depth = std::min(step, p.K - k);
+    pack<TILE_COLUMNS>({p.b.at(k, 0), p.b.column, p.b.row}, p.N, depth, b);
+    parallel_for(panels, 1, [&](int64_t panel, int64_t) {
+      int64_t i = 0, j = panel * TILE_COLUMNS;
+      const float* columns = b + panel * panel_size<TILE_COLUMNS>(depth);
+      for (; i + TILE_ROWS <= p.M; i += TILE_ROWS) rows<TILE_ROWS>(p, i, j, k, depth, columns);
+      for (; i < p.M; i++) rows<1>(p, i, j, k, depth, columns);
+    });
+  }
 }
 
 }  // namespace minigpt

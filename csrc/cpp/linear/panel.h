@@ -11,7 +11,14 @@
 
 namespace minigpt {
 
+// The sum over k is cut in blocks of at most DEPTH: short sums added up round less than one long sum, and their panels
+// are small enough for the caches.
+constexpr int64_t DEPTH = 384;
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// K cut in as few blocks as DEPTH allows, of equal size as far as whole vectors go.
+inline int64_t block_depth(int64_t K) { return ceil_div(ceil_div(K, ceil_div(K, DEPTH)), LANES) * LANES; }
 
 // The floats from one panel to the next: whole vectors along the depth, as transposing writes them.
 template <int WIDTH>
@@ -19,28 +26,35 @@ int64_t panel_size(int64_t depth) {
   return ceil_div(depth, LANES) * LANES * WIDTH;
 }
 
-// Fills one panel from m (lanes x depth), lanes <= WIDTH.
+// Fills panels begin .. end-1 of m (lanes x depth), where the lanes lie side by side: whole cache lines at a time.
 template <int WIDTH>
-void pack_panel(Matrix m, int64_t lanes, int64_t depth, float* panel) {
-  if (m.row == 1) {  // the lanes lie side by side already
-    for (int64_t k = 0; k < depth; k++, panel += WIDTH) {
-      if (lanes == WIDTH) {
-        std::memcpy(panel, m.at(0, k), WIDTH * sizeof(float));
+void copy_panels(Matrix m, int64_t lanes, int64_t depth, float* panels, int64_t begin, int64_t end) {
+  int64_t size = panel_size<WIDTH>(depth);
+  for (int64_t k = 0; k < depth; k++) {
+    for (int64_t i = begin; i < end; i++) {
+      const float* from = m.at(i * WIDTH, k);
+      float* to = panels + i * size + k * WIDTH;
+      if (lanes - i * WIDTH >= WIDTH) {
+        std::memcpy(to, from, WIDTH * sizeof(float));
       } else {
-        std::fill(std::copy_n(m.at(0, k), lanes, panel), panel + WIDTH, 0.0f);
+        std::fill(std::copy_n(from, lanes - i * WIDTH, to), to + WIDTH, 0.0f);
       }
     }
-    return;
   }
-  // Each lane lies along memory: transpose blocks of GROUP lanes x LANES depths. The result is LANES rows of GROUP
-  // floats, which lie WIDTH apart in the panel, or end to end where a group is as wide as the panel.
+}
+
+// The same where each lane lies along memory: blocks of GROUP lanes x LANES depths are transposed. What comes out is
+// LANES rows of GROUP floats, which lie WIDTH apart in the panel, or end to end where a group is as wide as the panel.
+template <int WIDTH>
+void transpose_panels(Matrix m, int64_t lanes, int64_t depth, float* panels, int64_t begin, int64_t end) {
   constexpr int GROUP = WIDTH < LANES ? WIDTH : LANES, STEP = GROUP < WIDTH ? WIDTH : LANES;
-  for (int64_t k = 0; k < depth; k += LANES) {
-    for (int64_t lane = 0; lane < WIDTH; lane += GROUP) {
+  for (int64_t lane = begin * WIDTH; lane < end * WIDTH; lane += GROUP) {
+    float* to = panels + lane / WIDTH * panel_size<WIDTH>(depth) + lane % WIDTH;
+    for (int64_t k = 0; k < depth; k += LANES, to += LANES * WIDTH) {
       vec v[GROUP];
       for (int i = 0; i < GROUP; i++) v[i] = lane + i < lanes ? load_up_to(m.at(lane + i, k), depth - k) : vec{};
       transpose(v);
-      for (int i = 0; i < GROUP; i++) store(panel + k * WIDTH + lane + i * STEP, v[i]);
+      for (int i = 0; i < GROUP; i++) store(to + i * STEP, v[i]);
     }
   }
 }
@@ -48,12 +62,8 @@ void pack_panel(Matrix m, int64_t lanes, int64_t depth, float* panel) {
 // All panels of m (lanes x depth), by several threads.
 template <int WIDTH>
 void pack(Matrix m, int64_t lanes, int64_t depth, float* panels) {
-  parallel_for(ceil_div(lanes, WIDTH), 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      Matrix rest{m.at(i * WIDTH, 0), m.row, m.column};
-      pack_panel<WIDTH>(rest, std::min<int64_t>(lanes - i * WIDTH, WIDTH), depth,
-                        panels + i * panel_size<WIDTH>(depth));
-    }
+  parallel_for(ceil_div(lanes, WIDTH), 8, [&](int64_t begin, int64_t end) {
+    (m.row == 1 ? copy_panels<WIDTH> : transpose_panels<WIDTH>)(m, lanes, depth, panels, begin, end);
   });
 }
 
