@@ -193,6 +193,41 @@ def residual_layernorm_backward(dh, dy, h, weight, mean, rstd, *, grads=None, ac
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# linear
+
+
+def _linear_forward(op, x, weight, bias, kernel, given, gelu):
+    _float32(op, "x", x)
+    y = _out(given, (*x.shape[:-1], weight.shape[0]))
+    _C.linear_forward(_in(x), _in(weight), _in(bias), kernel, y, gelu)
+    return _deliver(y, given)
+
+
+def linear_forward(x, weight, bias=None, *, kernel=None, out=None):
+    check.linear_forward(x, weight, bias, kernel, kernels, out)
+    return _linear_forward("linear_forward", x, weight, bias, kernel, out, None)
+
+
+def linear_backward(dy, x, weight, *, kernel=None, grads=None, accumulate=False):
+    check.linear_backward(dy, x, weight, kernel, kernels, grads)
+    _float32("linear_backward", "x", x)
+    dx_out, dweight_out, dbias_out = grads or (None, None, None)
+    dx = None if grads and dx_out is None else _out(dx_out, x.shape)
+    dweight = _grad(dweight_out, weight.shape, accumulate)
+    dbias = None if grads and dbias_out is None else _grad(dbias_out, weight.shape[:1], accumulate)
+    _C.linear_backward(_in(dy), _in(x), _in(weight), kernel, accumulate, dx, dweight, dbias)
+    return _deliver(dx, dx_out), _deliver(dweight, dweight_out), _deliver(dbias, dbias_out)
+
+
+def linear_gelu_forward(x, weight, bias=None, *, out=None):
+    check.linear_gelu_forward(x, weight, bias, out)
+    y_out, pre_out = out or (None, None)
+    y = _out(y_out, (*x.shape[:-1], weight.shape[0]))
+    pre = _linear_forward("linear_gelu_forward", x, weight, bias, None, pre_out, y)
+    return _deliver(y, y_out), pre
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # activations
 
 
@@ -247,41 +282,6 @@ def _rope(op, x, cos, sin, out, backwards):
     y = _heads_out(out, x.shape)
     _C.rope(_heads(x), _in(cos), _in(sin), backwards, y)
     return _deliver(y, out)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# linear
-
-
-def _linear_forward(op, x, weight, bias, kernel, given, gelu):
-    _float32(op, "x", x)
-    y = _out(given, (*x.shape[:-1], weight.shape[0]))
-    _C.linear_forward(_in(x), _in(weight), _in(bias), kernel, y, gelu)
-    return _deliver(y, given)
-
-
-def linear_forward(x, weight, bias=None, *, kernel=None, out=None):
-    check.linear_forward(x, weight, bias, kernel, kernels, out)
-    return _linear_forward("linear_forward", x, weight, bias, kernel, out, None)
-
-
-def linear_backward(dy, x, weight, *, kernel=None, grads=None, accumulate=False):
-    check.linear_backward(dy, x, weight, kernel, kernels, grads)
-    _float32("linear_backward", "x", x)
-    dx_out, dweight_out, dbias_out = grads or (None, None, None)
-    dx = None if grads and dx_out is None else _out(dx_out, x.shape)
-    dweight = _grad(dweight_out, weight.shape, accumulate)
-    dbias = None if grads and dbias_out is None else _grad(dbias_out, weight.shape[:1], accumulate)
-    _C.linear_backward(_in(dy), _in(x), _in(weight), kernel, accumulate, dx, dweight, dbias)
-    return _deliver(dx, dx_out), _deliver(dweight, dweight_out), _deliver(dbias, dbias_out)
-
-
-def linear_gelu_forward(x, weight, bias=None, *, out=None):
-    check.linear_gelu_forward(x, weight, bias, out)
-    y_out, pre_out = out or (None, None)
-    y = _out(y_out, (*x.shape[:-1], weight.shape[0]))
-    pre = _linear_forward("linear_gelu_forward", x, weight, bias, None, pre_out, y)
-    return _deliver(y, y_out), pre
 
 
 # ---------------------------------------------------------------------------------------------------------------
