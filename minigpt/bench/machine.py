@@ -52,7 +52,7 @@ def limits(options):
     for array in (a, b, c):
         array.fill(1)
     cached = b[:small]  # 8 MB: more than the L2 of two cores, less than the L3
-    extension, seconds = _extension(), options["seconds"] / 3
+    extension, seconds = _extension(), min(0.4, options["seconds"])
 
     def rate(call, amount):
         return amount / compare({"": call}, seconds)[""]["median"] / GB

@@ -29,13 +29,15 @@ def rows(ops, torch, options):
     for name, (config, B, T, compiled) in chosen.items():
         model, rng = GPT(config, ops), np.random.default_rng(0)
         tokens, targets = rng.integers(0, config.vocab_size, (2, B, T))
-        variants, first_losses = {"ours": _ours(model, tokens, targets)}, {}
+        variants = {"ours": _ours(model, tokens, targets)}
         if torch:
             variants["torch"] = _torch(torch, config, model.params, tokens, targets)
             if compiled and options["setting"] == "default":
                 variants["compiled"] = _torch(torch, config, model.params, tokens, targets, compiled=True)
-        for variant, step in variants.items():
-            first_losses[variant] = step()
+        losses = {variant: [] for variant in variants}
+        steps = {k: lambda k=k, step=step: losses[k].append(step()) for k, step in variants.items()}
+        summaries = compare(steps, options["seconds"])
+        first_losses = {k: of_steps[0] for k, of_steps in losses.items()}
         if max(first_losses.values()) - min(first_losses.values()) > 1e-4 * first_losses["ours"]:
             raise RuntimeError(f"bench train: {name}: the first losses differ, {first_losses}")
         yield {
@@ -45,9 +47,9 @@ def rows(ops, torch, options):
             "flops": 3 * B * T * config.flops_per_token(T),
             "limit": "fma",
             "first_loss": first_losses["ours"],
-            **compare(variants, options["seconds"]),
+            **summaries,
         }
-        del model, variants
+        del model, variants, steps  # before the next setting takes its memory
 
 
 def _ours(model, tokens, targets):
