@@ -35,7 +35,7 @@ def rows(ops, torch, options):
             if compiled and options["setting"] == "default":
                 variants["compiled"] = _torch(torch, config, model.params, tokens, targets, compiled=True)
         losses = {variant: [] for variant in variants}
-        steps = {k: lambda k=k, step=step: losses[k].append(step()) for k, step in variants.items()}
+        steps = {k: lambda step=step, keep=losses[k].append: keep(step()) for k, step in variants.items()}
         summaries = compare(steps, options["seconds"])
         first_losses = {k: of_steps[0] for k, of_steps in losses.items()}
         if max(first_losses.values()) - min(first_losses.values()) > 1e-4 * first_losses["ours"]:
