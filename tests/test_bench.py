@@ -174,7 +174,8 @@ def test_command_writes_json(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["nonsense"], "nonsense"), (["ops", "--threads", "0"], "--threads is 0"), (["decode", "--only", "GPT"], "--only")])
+    (["nonsense"], "nonsense"), (["ops", "--threads", "0"], "--threads is 0"), (["decode", "--only", "GPT"], "--only"),
+    (["ops", "--tiny", "--keep"], "--keep")])
 def test_bad_arguments(arguments, words, capsys):
     assert main(["bench", *arguments]) == 2
     assert words in capsys.readouterr().err

@@ -54,6 +54,8 @@ def run(args):
         raise ValueError(f"bench: --only picks training settings, it means nothing for {args.what}")
     if args.what == "curves":
         return curves.run(_progress)
+    if args.keep and (args.tiny or args.only):
+        raise ValueError("bench: --keep is for whole results, it cannot stand beside --tiny or --only")
     if args.threads < 1:
         raise ValueError(f"bench: --threads is {args.threads}, must be 1 or more")
     sections = SECTIONS if args.what == "all" else (args.what,)
