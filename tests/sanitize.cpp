@@ -5,11 +5,13 @@
 //
 //   sanitize small | full        all kernels
 //   sanitize overrun | race      the mistakes themselves, to see that the sanitizer is awake
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "adamw/adamw.h"
@@ -166,7 +168,12 @@ int main(int, char** arguments) {
     gelu_forward(x, 17, y);
   } else if (what == "race") {
     int64_t sum = 0;
-    parallel_for(1000, 1, [&](int64_t begin, int64_t) { sum += begin; });
+    std::atomic<int> started{0};
+    parallel_for(2, 1, [&](int64_t begin, int64_t) {
+      started.fetch_add(1, std::memory_order_relaxed);
+      while (started.load(std::memory_order_relaxed) < 2) std::this_thread::yield();
+      sum += begin;
+    });
     std::printf("%lld\n", static_cast<long long>(sum));
   } else {
     every_kernel(what == "full");
