@@ -2,7 +2,8 @@
 // time, in the L2 cache. With k and v transposed into panels, s = q k^T and dp = dout v^T come out in vectors along the
 // keys; dq = ds k reads ds by rows; dv = p^T dout and dk = ds^T q read p and ds by columns, which costs nothing, since
 // they are the side that is read one number at a time. Everything a head needs is packed once.
-// 5 T^2 D useful FLOPs a causal head of T queries; q, dout and dq move between the caches once per KEY_TILE keys.
+// FLOPs: the 5 T^2 D per head that the causal gradient needs, and a few percent more on the diagonal. Traffic: q, dout
+// and dq once per KEY_TILE keys; k, v, dk and dv of those stay in the L2 cache.
 // measured: (none yet)
 #include <algorithm>
 #include <cmath>
@@ -16,14 +17,7 @@
 
 namespace minigpt {
 
-#ifndef QT
-#define QT 96
-#endif
-#ifndef KT
-#define KT 192
-#endif
-constexpr int64_t QUERY_TILE = QT;  // both are whole TILE_ROWS, and KEY_TILE whole panels
-constexpr int64_t KEY_TILE = KT;
+constexpr int64_t QUERY_TILE = 96, KEY_TILE = 192;  // both are whole TILE_ROWS, and KEY_TILE whole panels
 
 static vec zero(int, const float*) { return vec{}; }
 static vec what_is_there(int, const float* c) { return load(c); }
@@ -90,7 +84,7 @@ void attention_backward_register_tile(const AttentionShape& shape, Heads<const f
             const int64_t last = std::min(i0 + r + TILE_ROWS, Tq) - 1;
             const int64_t seen = std::min(shape.visible_keys(last) - j0, tile_keys);
             if (seen <= 0) continue;
-            // TILE_ROWS - 1 columns more than these queries see: a row of dk or dv tiles below may begin with the last.
+            // TILE_ROWS - 1 columns more than are seen, as zeros: a tile of dk and dv may start in the last one that is.
             const int64_t n = std::min(round_up(seen + TILE_ROWS - 1, LANES), KEY_TILE);
             float *pr = p + r * KEY_TILE, *dsr = ds + r * KEY_TILE;
             const float *qr = q_rows + (i0 + r) * width, *dor = dout_rows + (i0 + r) * width;
