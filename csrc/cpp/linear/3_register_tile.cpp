@@ -1,8 +1,8 @@
 // C = A B, with a tile of TILE_ROWS x TILE_COLUMNS outputs in registers.
 //
 // New: TILE_ROWS rows of A at a time. A row of the panel, once loaded, serves them all, so that a step of k loads
-// TILE_VECTORS vectors and TILE_ROWS numbers for TILE_ROWS * TILE_VECTORS vector products: the FMA units set the pace, as
-// long as the rest comes in time. A is still read with strides, one cache line for each of its rows.
+// TILE_VECTORS vectors and TILE_ROWS numbers for TILE_ROWS * TILE_VECTORS vector products: the FMA units set the pace,
+// as long as the rest comes in time. A is still read with strides, one cache line for each of its rows.
 // measured: (none yet)
 #include "panel.h"
 #include "scratch.h"

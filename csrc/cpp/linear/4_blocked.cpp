@@ -1,10 +1,10 @@
 // C = A B, in blocks that stay in the caches.
 //
 // New: A is packed in panels too, so that the innermost loop reads two streams in order, and threads take blocks of C
-// instead of whole columns. A panel of A (TILE_ROWS x DEPTH, 12 KiB with AVX-512) stays in L1 while it meets the panels of
-// B, and a block of those (BLOCK_COLUMNS x DEPTH, 288 KiB) stays in L2 while it meets the panels of A.
-// Each element of A and B is packed once for every SLAB columns or rows of C, 8 bytes for 2 SLAB FLOPs, and C is read and
-// written once for every DEPTH: the FMA units set the pace.
+// instead of whole columns. A panel of A (TILE_ROWS x DEPTH, 12 KiB with AVX-512) stays in L1 while it meets the panels
+// of B, and a block of those (BLOCK_COLUMNS x DEPTH, 288 KiB) stays in L2 while it meets the panels of A.
+// Each element of A and B is packed once for every SLAB columns or rows of C, 8 bytes for 2 SLAB FLOPs, and C is read
+// and written once for every DEPTH: the FMA units set the pace.
 // measured: (none yet)
 #include "panel.h"
 #include "scratch.h"
@@ -15,7 +15,7 @@ namespace minigpt {
 constexpr int64_t BLOCK_ROWS = 16 * TILE_ROWS, BLOCK_COLUMNS = 4 * TILE_COLUMNS;
 constexpr int64_t SLAB_ROWS = 16 * BLOCK_ROWS, SLAB_COLUMNS = 16 * BLOCK_COLUMNS;
 
-// A slab of C, and of the sum over k: packed for all threads, which lives in the caller's scratch memory.
+// A slab of C and a block of the sum over k, with the panels it needs, which all threads read.
 struct Slab {
   int64_t i, j, k, rows, columns, depth;
   const float *a, *b;

@@ -52,6 +52,7 @@ void transpose_panels(Matrix m, int64_t lanes, int64_t depth, float* panels, int
     float* to = panels + lane / WIDTH * panel_size<WIDTH>(depth) + lane % WIDTH;
     for (int64_t k = 0; k < depth; k += LANES, to += LANES * WIDTH) {
       vec v[GROUP];
+      for (int i = 0; i < GROUP; i++) __builtin_prefetch(m.at(lane + GROUP + i, k));  // of the next group
       for (int i = 0; i < GROUP; i++) v[i] = lane + i < lanes ? load_up_to(m.at(lane + i, k), depth - k) : vec{};
       transpose(v);
       for (int i = 0; i < GROUP; i++) store(to + i * STEP, v[i]);
