@@ -84,7 +84,7 @@ void attention_backward_register_tile(const AttentionShape& shape, Heads<const f
             const int64_t last = std::min(i0 + r + TILE_ROWS, Tq) - 1;
             const int64_t seen = std::min(shape.visible_keys(last) - j0, tile_keys);
             if (seen <= 0) continue;
-            // TILE_ROWS - 1 columns more than are seen, as zeros: a tile of dk and dv may start in the last one that is.
+            // TILE_ROWS - 1 columns more than are seen, as zeros: a tile of dk and dv may start in the last one.
             const int64_t n = std::min(round_up(seen + TILE_ROWS - 1, LANES), KEY_TILE);
             float *pr = p + r * KEY_TILE, *dsr = ds + r * KEY_TILE;
             const float *qr = q_rows + (i0 + r) * width, *dor = dout_rows + (i0 + r) * width;

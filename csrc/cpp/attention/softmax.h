@@ -11,8 +11,8 @@ namespace minigpt {
 
 constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
 
-// What one query keeps while it walks over the keys. The scores, and so m, are in units of log2(e): their exponential is
-// a power of two.
+// What one query keeps while it walks over the keys. The scores, and so m, come multiplied by log2(e): their
+// exponential is a power of two.
 struct Running {
   float m = std::numeric_limits<float>::lowest();  // the largest score so far; finite, so that -inf - m is no NaN
   vec l{};                                         // the sum of 2^(s - m), spread over the lanes until the end
