@@ -1,6 +1,6 @@
 // The gradients tile by tile, in vectors: a tile of keys walks over the queries. Its k, v, dk and dv (KEY_TILE rows
 // each) stay in the L1 cache while every query passes once, with all five products done per visit: the rung before
-// touched dk and dv of every key for every query. Dot products run along D; the exponentials along a row of KEY_TILE scores.
+// touched dk and dv of every key for every query. Dot products run along D, the exponentials along KEY_TILE scores.
 // 10 D FLOPs a pair as before; q, dout and dq are read (and dq written) once per tile of keys.
 // measured: (none yet)
 #include <algorithm>

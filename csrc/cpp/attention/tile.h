@@ -98,7 +98,7 @@ inline void unpack_rows(const float* packed, int64_t width, int64_t rows, int64_
 }
 
 // Packs rows of D floats transposed, in panels: the panel of rows j .. j + PANEL-1 starts at j * D and holds, for each
-// d, its PANEL numbers side by side. `padded` (whole panels) counts the rows with those of zeros that fill the last panel.
+// d, its PANEL numbers side by side. `padded` (whole panels) counts the rows and those of zeros that fill the last one.
 inline void pack_panels(const float* x, int64_t x_row, int64_t rows, int64_t padded, int64_t D, float* panels) {
   for (int64_t j = 0; j < padded; j += LANES) {
     float* panel = panels + j / PANEL * PANEL * D + j % PANEL;
