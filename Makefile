@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BIN = .venv/bin
+SAY_IF_NOT_BUILT = $(BIN)/python -c "from minigpt import ops; why = ops.available()['cpp']; why and print('minigpt:', why)"
 SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
 
 demo: .venv/installed
@@ -27,10 +28,12 @@ format: .venv/installed-dev
 
 .venv/installed: .venv/made $(SOURCES)
 	$(BIN)/python -m pip install -q -e ".[all]"
+	@$(SAY_IF_NOT_BUILT)
 	touch $@
 
 .venv/installed-dev: .venv/made $(SOURCES)
 	$(BIN)/python -m pip install -q -e ".[all,dev]"
+	@$(SAY_IF_NOT_BUILT)
 	touch $@ .venv/installed
 
 clean:
