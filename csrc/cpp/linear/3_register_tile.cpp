@@ -6,7 +6,6 @@
 // measured: (none yet)
 #include "panel.h"
 #include "scratch.h"
-#include "tile.h"
 
 namespace minigpt {
 
@@ -24,7 +23,7 @@ void product_register_tile(const Product& p) {
   float* b = scratch.get(panels * panel_size<TILE_COLUMNS>(step));
   for (int64_t k = 0; k < p.K; k += step) {
     int64_t depth = std::min(step, p.K - k);
-    pack<TILE_COLUMNS>({p.b.at(k, 0), p.b.column, p.b.row}, p.N, depth, b);
+    pack_columns(p, k, depth, b);
     parallel_for(panels, 1, [&](int64_t panel, int64_t) {
       int64_t i = 0, j = panel * TILE_COLUMNS;
       const float* columns = b + panel * panel_size<TILE_COLUMNS>(depth);

@@ -8,24 +8,37 @@
 // measured: (none yet)
 #include "panel.h"
 #include "scratch.h"
-#include "tile.h"
 
 namespace minigpt {
 
-constexpr int64_t BLOCK_ROWS = 16 * TILE_ROWS, BLOCK_COLUMNS = 4 * TILE_COLUMNS;
-constexpr int64_t SLAB_ROWS = 16 * BLOCK_ROWS, SLAB_COLUMNS = 16 * BLOCK_COLUMNS;
+// A block of C is at most BLOCK_TILES tiles high, and less where there would be fewer than BLOCKS of them to share.
+constexpr int64_t BLOCK_TILES = 16, BLOCK_COLUMNS = 4 * TILE_COLUMNS, BLOCKS = 64;
+constexpr int64_t SLAB_ROWS = 256 * TILE_ROWS, SLAB_COLUMNS = 64 * TILE_COLUMNS;
 
 // A slab of C and a block of the sum over k, with the panels it needs, which all threads read.
 struct Slab {
   int64_t i, j, k, rows, columns, depth;
-  const float *a, *b;
+  float *a, *b;
 };
 
-// One block of the slab, at (i0, j0): each panel of A in turn, with all panels of B.
-static void block(const Product& p, const Slab& s, int64_t i0, int64_t j0) {
-  for (int64_t i = i0; i < std::min(s.rows, i0 + BLOCK_ROWS); i += TILE_ROWS) {
+static void pack_slab(const Product& p, const Slab& s) {
+  constexpr int64_t AT_ONCE = 8;  // panels of A, which are narrow
+  int64_t a_panels = ceil_div(s.rows, TILE_ROWS), a_tasks = ceil_div(a_panels, AT_ONCE);
+  Matrix rows{p.a.at(s.i, s.k), p.a.row, p.a.column}, columns{p.b.at(s.k, s.j), p.b.column, p.b.row};
+  parallel_for(a_tasks + ceil_div(s.columns, TILE_COLUMNS), 1, [&](int64_t t, int64_t) {
+    if (t < a_tasks) {
+      pack<TILE_ROWS>(rows, s.rows, s.depth, s.a, t * AT_ONCE, std::min((t + 1) * AT_ONCE, a_panels));
+    } else {
+      pack<TILE_COLUMNS>(columns, s.columns, s.depth, s.b, t - a_tasks, t - a_tasks + 1);
+    }
+  });
+}
+
+// The block of the slab with rows i0 .. i1-1 and the columns from j0 on: each panel of A in turn, with all panels of B.
+static void multiply_block(const Product& p, const Slab& s, int64_t i0, int64_t i1, int64_t j0) {
+  for (int64_t i = i0; i < std::min(i1, s.rows); i += TILE_ROWS) {
     const float* a = s.a + i / TILE_ROWS * panel_size<TILE_ROWS>(s.depth);
-    for (int64_t j = j0; j < std::min(s.columns, j0 + BLOCK_COLUMNS); j += TILE_COLUMNS) {
+    for (int64_t j = j0; j < std::min(j0 + BLOCK_COLUMNS, s.columns); j += TILE_COLUMNS) {
       const float* b = s.b + j / TILE_COLUMNS * panel_size<TILE_COLUMNS>(s.depth);
       Tile<TILE_ROWS> c{};
       multiply<TILE_ROWS>(s.depth, a, 1, TILE_ROWS, b, c);
@@ -34,21 +47,26 @@ static void block(const Product& p, const Slab& s, int64_t i0, int64_t j0) {
   }
 }
 
+static void multiply_slab(const Product& p, const Slab& s) {
+  int64_t tiles = ceil_div(s.rows, TILE_ROWS), across = ceil_div(s.columns, BLOCK_COLUMNS);
+  int64_t height = std::clamp(tiles * across / BLOCKS, int64_t{1}, BLOCK_TILES) * TILE_ROWS;
+  parallel_for(ceil_div(s.rows, height) * across, 1, [&](int64_t t, int64_t) {
+    multiply_block(p, s, t / across * height, (t / across + 1) * height, t % across * BLOCK_COLUMNS);
+  });
+}
+
 void product_blocked(const Product& p) {
   if (p.M <= FEW_ROWS && p.a.column == 1 && p.b.row == 1) return product_few_rows(p);
   static thread_local Scratch a_scratch, b_scratch;
-  int64_t step = block_depth(p.K), rows = std::min(p.M, SLAB_ROWS), columns = std::min(p.N, SLAB_COLUMNS);
-  float* a = a_scratch.get(ceil_div(rows, TILE_ROWS) * panel_size<TILE_ROWS>(step));
-  float* b = b_scratch.get(ceil_div(columns, TILE_COLUMNS) * panel_size<TILE_COLUMNS>(step));
+  int64_t rows = std::min(p.M, SLAB_ROWS), columns = std::min(p.N, SLAB_COLUMNS), depth = block_depth(p.K);
+  float* a = a_scratch.get(ceil_div(rows, TILE_ROWS) * panel_size<TILE_ROWS>(depth));
+  float* b = b_scratch.get(ceil_div(columns, TILE_COLUMNS) * panel_size<TILE_COLUMNS>(depth));
   for (int64_t j = 0; j < p.N; j += columns) {
     for (int64_t i = 0; i < p.M; i += rows) {
-      for (int64_t k = 0; k < p.K; k += step) {
-        Slab s{i, j, k, std::min(rows, p.M - i), std::min(columns, p.N - j), std::min(step, p.K - k), a, b};
-        pack<TILE_ROWS>({p.a.at(i, k), p.a.row, p.a.column}, s.rows, s.depth, a);
-        pack<TILE_COLUMNS>({p.b.at(k, j), p.b.column, p.b.row}, s.columns, s.depth, b);
-        int64_t across = ceil_div(s.columns, BLOCK_COLUMNS);
-        parallel_for(ceil_div(s.rows, BLOCK_ROWS) * across, 1,
-                     [&](int64_t t, int64_t) { block(p, s, t / across * BLOCK_ROWS, t % across * BLOCK_COLUMNS); });
+      for (int64_t k = 0; k < p.K; k += depth) {
+        Slab s{i, j, k, std::min(rows, p.M - i), std::min(columns, p.N - j), std::min(depth, p.K - k), a, b};
+        pack_slab(p, s);
+        multiply_slab(p, s);
       }
     }
   }

@@ -8,6 +8,7 @@
 #include "linear.h"
 #include "parallel.h"
 #include "simd.h"
+#include "tile.h"
 
 namespace minigpt {
 
@@ -60,12 +61,17 @@ void transpose_panels(Matrix m, int64_t lanes, int64_t depth, float* panels, int
   }
 }
 
-// All panels of m (lanes x depth), by several threads.
+// Panels begin .. end-1 of m, either way.
 template <int WIDTH>
-void pack(Matrix m, int64_t lanes, int64_t depth, float* panels) {
-  parallel_for(ceil_div(lanes, WIDTH), 8, [&](int64_t begin, int64_t end) {
-    (m.row == 1 ? copy_panels<WIDTH> : transpose_panels<WIDTH>)(m, lanes, depth, panels, begin, end);
-  });
+void pack(Matrix m, int64_t lanes, int64_t depth, float* panels, int64_t begin, int64_t end) {
+  (m.row == 1 ? copy_panels<WIDTH> : transpose_panels<WIDTH>)(m, lanes, depth, panels, begin, end);
+}
+
+// Packs all of B's columns, rows k .. k+depth-1, by several threads.
+inline void pack_columns(const Product& p, int64_t k, int64_t depth, float* panels) {
+  Matrix columns{p.b.at(k, 0), p.b.column, p.b.row};
+  parallel_for(ceil_div(p.N, TILE_COLUMNS), 1,
+               [&](int64_t begin, int64_t end) { pack<TILE_COLUMNS>(columns, p.N, depth, panels, begin, end); });
 }
 
 }  // namespace minigpt
