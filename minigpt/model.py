@@ -19,6 +19,7 @@ import numpy as np
 
 from . import ops as backends
 from .config import ModelConfig
+from .ops.memory import aligned_empty, aligned_zeros
 from .ops.numpy_ops import rope_tables
 
 INIT_STD = 0.02
@@ -40,7 +41,7 @@ class GPT:
         self.ops = backends.load(ops or backends.default()) if ops is None or isinstance(ops, str) else ops
         self.params = _random_params(config, seed) if params is None else _checked_params(config, params)
         self.dtype = self.params["wte"].dtype
-        self.grads = {name: np.zeros_like(param) for name, param in self.params.items()}
+        self.grads = {name: aligned_zeros(param.shape, self.dtype) for name, param in self.params.items()}
         self.losses = None
         self._buffers = {}                  # {name: (flat array, the view of it that was last in use)}
         self._saved = {}                    # {part of the model: what its backward pass needs from its forward pass}
@@ -301,7 +302,7 @@ class GPT:
             return view
         size = math.prod(shape)
         if flat is None or flat.size < size:
-            flat = np.empty(size, self.dtype)
+            flat = aligned_empty((size,), self.dtype)
         view = flat[:size].reshape(shape)
         self._buffers[name] = flat, view
         return view
@@ -346,11 +347,12 @@ def _random_params(config, seed):
     rng = np.random.default_rng(operator.index(seed))
     params = {}
     for name, shape in config.parameter_shapes().items():
+        params[name] = aligned_empty(shape)
         if len(shape) == 1:
-            params[name] = np.full(shape, "norm" in name and name.endswith("weight"), np.float32)
+            params[name].fill("norm" in name and name.endswith("weight"))
             continue
         std = INIT_STD / math.sqrt(2 * config.n_layer) if name.endswith(("proj.weight", "down.weight")) else INIT_STD
-        params[name] = rng.standard_normal(shape, np.float32)
+        rng.standard_normal(dtype=np.float32, out=params[name])
         params[name] *= np.float32(std)
     return params
 

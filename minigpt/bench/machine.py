@@ -3,7 +3,8 @@
 import importlib.metadata
 import platform
 
-from .timing import aligned, compare
+from ..ops.memory import aligned_empty
+from .timing import compare
 
 GB = 1e9
 PACKAGES = ("numpy", "torch", "transformers", "llama_cpp_python")
@@ -48,7 +49,7 @@ def cpuinfo():
 def limits(options):
     """The limits of this machine, in GFLOP/s and GB/s, by the loops in csrc/cpp/machine_limits.cpp."""
     rounds, big, small = (100, 4096, 4096) if options["tiny"] else (1 << 20, 64 << 20, 2 << 20)
-    a, b, c = (aligned((big,)) for _ in range(3))
+    a, b, c = (aligned_empty((big,)) for _ in range(3))
     for array in (a, b, c):
         array.fill(1)
     cached = b[:small]  # 8 MB: more than the L2 of two cores, less than the L3

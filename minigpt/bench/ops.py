@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 
 from ..config import ModelConfig
-from .timing import aligned, compare, normal
+from ..ops.memory import aligned_empty
+from .timing import compare, normal
 
 ATTENTION_SHAPES = ((4, 12, 256, 64), (4, 12, 1024, 64), (1, 12, 4096, 64))
 LINEAR_SHAPES = ((1024, 768, 2304), (1024, 768, 768), (1024, 768, 3072), (1024, 3072, 768), (1024, 768, 50257))
@@ -68,8 +69,8 @@ def _attention_flops(shape):
 
 def _attention(ops, torch, rng, shape, seconds):
     q, k, v, dout = (normal(rng, *shape) for _ in range(4))
-    out, lse = aligned(shape), aligned(shape[:3])
-    grads = aligned(shape), aligned(shape), aligned(shape)
+    out, lse = aligned_empty(shape), aligned_empty(shape[:3])
+    grads = aligned_empty(shape), aligned_empty(shape), aligned_empty(shape)
     forward = backward = None
     if torch:
         attention = torch.nn.functional.scaled_dot_product_attention
@@ -107,8 +108,8 @@ def _linear(ops, torch, rng, shape, seconds):
     rows, K, N = shape
     x, dy, weight = normal(rng, rows, K), normal(rng, rows, N), normal(rng, N, K, std=0.02)
     bias = normal(rng, N) if N < 10000 else None  # the head has none
-    y = aligned((rows, N))
-    grads = aligned((rows, K)), aligned((N, K)), None if bias is None else aligned(N)
+    y = aligned_empty((rows, N))
+    grads = aligned_empty((rows, K)), aligned_empty((N, K)), None if bias is None else aligned_empty((N,))
     forward = backward = None
     if torch:
         linear = torch.nn.functional.linear
@@ -124,7 +125,7 @@ def _linear(ops, torch, rng, shape, seconds):
             return torch.autograd.grad(torch_y, leaves, torch_dy, retain_graph=True)
 
     flops, name = 2 * rows * K * N, f"{rows} x {K} x {N}"
-    no_bias = (None, None, None) if bias is not None else (aligned((rows, K)), aligned((N, K)), None)
+    no_bias = (None, None, None) if bias is not None else (aligned_empty((rows, K)), aligned_empty((N, K)), None)
     yield _row(f"linear forward {name}", _size(flops=flops), {
         "ours": lambda: ops.linear_forward(x, weight, bias, out=y),
         "allocating": lambda: ops.linear_forward(x, weight, bias),
@@ -140,8 +141,8 @@ def _linear(ops, torch, rng, shape, seconds):
 def _layernorm(ops, torch, rng, shape, seconds):
     C = shape[1]
     x, dy, weight, bias = normal(rng, *shape), normal(rng, *shape), normal(rng, C), normal(rng, C)
-    out = aligned(shape), aligned(shape[:1]), aligned(shape[:1])
-    grads = aligned(shape), aligned(C), aligned(C)
+    out = aligned_empty(shape), aligned_empty(shape[:1]), aligned_empty(shape[:1])
+    grads = aligned_empty(shape), aligned_empty((C,)), aligned_empty((C,))
     forward = backward = None
     if torch:
         layer_norm = torch.nn.functional.layer_norm
@@ -176,7 +177,7 @@ def _layernorm(ops, torch, rng, shape, seconds):
 
 def _gelu(ops, torch, rng, shape, seconds):
     x, dy = normal(rng, *shape), normal(rng, *shape)
-    y, dx = aligned(shape), aligned(shape)
+    y, dx = aligned_empty(shape), aligned_empty(shape)
     forward = backward = None
     if torch:
         gelu = torch.nn.functional.gelu
@@ -201,7 +202,7 @@ def _gelu(ops, torch, rng, shape, seconds):
 
 def _cross_entropy(ops, torch, rng, shape, seconds):
     logits, targets = normal(rng, *shape), rng.integers(0, shape[1], shape[0])
-    out, dlogits = (aligned(shape[:1]), aligned(shape[:1])), aligned(shape)
+    out, dlogits = (aligned_empty(shape[:1]), aligned_empty(shape[:1])), aligned_empty(shape)
     both = None
     if torch:
         leaf, torch_targets = torch.from_numpy(logits).requires_grad_(), torch.from_numpy(targets)
@@ -249,7 +250,7 @@ def _adamw(ops, torch, rng, config, seconds):
 
 def _attention_forward_ladder(ops, rng, shape):
     q, k, v = (normal(rng, *shape) for _ in range(3))
-    out = aligned(shape), aligned(shape[:3])
+    out = aligned_empty(shape), aligned_empty(shape[:3])
     return (f"attention forward, causal {_numbers(shape)}", _size(flops=_attention_flops(shape)),
             lambda kernel: ops.attention_forward(q, k, v, kernel=kernel, out=out))
 
@@ -257,14 +258,14 @@ def _attention_forward_ladder(ops, rng, shape):
 def _attention_backward_ladder(ops, rng, shape):
     q, k, v, dout = (normal(rng, *shape) for _ in range(4))
     out, lse = ops.attention_forward(q, k, v)
-    grads = aligned(shape), aligned(shape), aligned(shape)
+    grads = aligned_empty(shape), aligned_empty(shape), aligned_empty(shape)
     return (f"attention backward, causal {_numbers(shape)}", _size(flops=2.5 * _attention_flops(shape)),
             lambda kernel: ops.attention_backward(dout, q, k, v, out, lse, kernel=kernel, grads=grads))
 
 
 def _linear_forward_ladder(ops, rng, shape):
     rows, K, N = shape
-    x, weight, bias, y = normal(rng, rows, K), normal(rng, N, K, std=0.02), normal(rng, N), aligned((rows, N))
+    x, weight, bias, y = normal(rng, rows, K), normal(rng, N, K, std=0.02), normal(rng, N), aligned_empty((rows, N))
     return (f"linear forward {rows} x {K} x {N}", _size(flops=2 * rows * K * N),
             lambda kernel: ops.linear_forward(x, weight, bias, kernel=kernel, out=y))
 
@@ -272,14 +273,14 @@ def _linear_forward_ladder(ops, rng, shape):
 def _linear_backward_ladder(ops, rng, shape):
     rows, K, N = shape
     x, weight, dy = normal(rng, rows, K), normal(rng, N, K, std=0.02), normal(rng, rows, N)
-    grads = aligned((rows, K)), aligned((N, K)), aligned(N)
+    grads = aligned_empty((rows, K)), aligned_empty((N, K)), aligned_empty((N,))
     return (f"linear backward {rows} x {K} x {N}", _size(flops=4 * rows * K * N),
             lambda kernel: ops.linear_backward(dy, x, weight, kernel=kernel, grads=grads))
 
 
 def _layernorm_forward_ladder(ops, rng, shape):
     x, weight, bias = normal(rng, *shape), normal(rng, shape[1]), normal(rng, shape[1])
-    out = aligned(shape), aligned(shape[:1]), aligned(shape[:1])
+    out = aligned_empty(shape), aligned_empty(shape[:1]), aligned_empty(shape[:1])
     return (f"layernorm forward {_numbers(shape)}", _size(bytes=2 * x.nbytes),
             lambda kernel: ops.layernorm_forward(x, weight, bias, kernel=kernel, out=out))
 
@@ -287,7 +288,7 @@ def _layernorm_forward_ladder(ops, rng, shape):
 def _layernorm_backward_ladder(ops, rng, shape):
     x, dy, weight = normal(rng, *shape), normal(rng, *shape), normal(rng, shape[1])
     _, mean, rstd = ops.layernorm_forward(x, weight)
-    grads = aligned(shape), aligned(shape[1]), aligned(shape[1])
+    grads = aligned_empty(shape), aligned_empty(shape[1]), aligned_empty(shape[1])
     return (f"layernorm backward {_numbers(shape)}", _size(bytes=3 * x.nbytes),
             lambda kernel: ops.layernorm_backward(dy, x, weight, mean, rstd, kernel=kernel, grads=grads))
 

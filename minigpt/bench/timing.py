@@ -12,21 +12,15 @@ import time
 
 import numpy as np
 
+from ..ops.memory import aligned_empty
+
 BLOCK, SETTLE = 0.15, 0.03  # seconds
 MIN_BLOCKS = 3
 
 
-def aligned(shape):
-    """An uninitialised float32 array that starts on a cache line, as the buffers of torch and of our model do."""
-    size = int(np.prod(shape))
-    raw = np.empty(size + 16, np.float32)
-    start = -raw.ctypes.data % 64 // 4
-    return raw[start : start + size].reshape(shape)
-
-
 def normal(rng, *shape, std=1.0):
     """Random numbers, in an aligned array."""
-    x = aligned(shape)
+    x = aligned_empty(shape)
     rng.standard_normal(dtype=np.float32, out=x)
     x *= std
     return x

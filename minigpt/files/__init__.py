@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import ModelConfig
+from ..ops.memory import aligned_empty
 from .atomic import atomic_write
 from .layouts import HEAD, IGNORED, PREFIX, config_from_json, config_to_json, layout, model_type, place
 from .safetensors import SafeTensors, write_safetensors
@@ -59,7 +60,7 @@ def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG}: {error}") from None
     files = _weight_files(directory, PREFIX[kind])
-    params = {name: np.empty(shape, np.float32) for name, shape in config.parameter_shapes().items()}
+    params = {name: aligned_empty(shape) for name, shape in config.parameter_shapes().items()}
     tensors = layout(config, kind)
     for tensor, where in tensors.items():
         if tensor not in files:

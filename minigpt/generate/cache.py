@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..ops.memory import aligned_empty
+
 
 class KVCache:
     """Room for B texts of up to block_size tokens, of which `length` are in. GPT.forward puts the tokens it is given
@@ -12,7 +14,8 @@ class KVCache:
     def __init__(self, config, B: int = 1, dtype=np.float32):
         shape = B, config.n_kv_head, config.block_size, config.head_size
         self.length = 0
-        self.layers = [LayerCache(np.empty(shape, dtype), np.empty(shape, dtype)) for _ in range(config.n_layer)]
+        self.layers = [LayerCache(aligned_empty(shape, dtype), aligned_empty(shape, dtype))
+                       for _ in range(config.n_layer)]
 
     @property
     def batch_size(self) -> int:

@@ -2,7 +2,7 @@
 
 import math
 
-import numpy as np
+from ..ops.memory import aligned_zeros
 
 
 class AdamW:
@@ -12,8 +12,8 @@ class AdamW:
     def __init__(self, params, ops, beta1, beta2, eps, weight_decay):
         self.params, self.ops = params, ops
         self.beta1, self.beta2, self.eps, self.weight_decay = beta1, beta2, eps, weight_decay
-        self.m = {name: np.zeros_like(p) for name, p in params.items()}
-        self.v = {name: np.zeros_like(p) for name, p in params.items()}
+        self.m = {name: aligned_zeros(p.shape, p.dtype) for name, p in params.items()}
+        self.v = {name: aligned_zeros(p.shape, p.dtype) for name, p in params.items()}
 
     def step(self, grads, number, lr, grad_scale):
         """Moves every parameter, in place. `number` counts the steps from 1."""
