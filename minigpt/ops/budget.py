@@ -10,8 +10,8 @@ picked by hand but measured, on the very arguments of the call, from two things:
 - `typical`, one number: the median, over rows, of plain / unavoidable, so that a row in which NumPy was lucky is no
   trap.
 An element may be wrong by K * (plain + (1 + typical) * unavoidable). Rows, because their scales may differ by orders of
-magnitude, and one large row would hide wrong small ones. With K = 8 the worst correct kernels, which add up hundreds of
-products in one float, use about half of the budget, most a tenth; of the planted bugs (tests/planted_bugs.py) the
+magnitude, and one large row would hide wrong small ones. With K = 8 most correct kernels use a tenth of the budget, the
+worst, which add up hundreds of products in one float, three quarters; of the planted bugs (tests/planted_bugs.py) the
 subtlest overrun it threefold, most a millionfold.
 
 NumPy's own accuracy is held in tests/test_mirror.py: `typical` must stay small.

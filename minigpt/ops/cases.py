@@ -146,6 +146,8 @@ ATTENTION_SHAPES = (
     (1, 2, 2, 66, 3, 9, False, None),
     (1, 1, 1, 20, 20, 256, True, 1 / 256),
     (3, 2, 2, 9, 9, 7, True, 1.0),
+    (4, 8, 4, 35, 35, 8, True, None),        # many heads: no need to share one out
+    (1, 1, 1, 300, 270, 6, True, None),      # many tiles both ways
 )
 
 
@@ -161,7 +163,7 @@ def attention_inputs(rng, B, H, Hkv, Tq, Tk, D, peaked=False):
 
 def _attention(rng, backward):
     shapes = [(False, shape) for shape in ATTENTION_SHAPES]
-    shapes += [(True, (1, 2, 1, 130, 130, 32, True, None)), (True, (1, 2, 1, 20, 90, 17, False, 0.5))]
+    shapes += [(True, (1, 2, 1, 110, 400, 16, True, None)), (True, (1, 2, 1, 20, 90, 17, False, 0.5))]
     for peaked, (B, H, Hkv, Tq, Tk, D, causal, scale) in shapes:
         q, k, v = attention_inputs(rng, B, H, Hkv, Tq, Tk, D, peaked)
         arguments = dict(q=q, k=k, v=v, causal=causal, scale=scale)
