@@ -2,7 +2,7 @@
 //
 // New: A is packed in panels too, so that the innermost loop reads two streams in order, and threads take blocks of C
 // instead of whole columns. A panel of A (TILE_ROWS x DEPTH, 12 KiB with AVX-512) stays in L1 while it meets the panels
-// of B, and a block of those (BLOCK_COLUMNS x DEPTH, 288 KiB) stays in L2 while it meets the panels of A.
+// of B, and a block of those (BLOCK_COLUMNS x DEPTH, 576 KiB) stays in L2 while it meets the panels of A.
 // Each element of A and B is packed once for every SLAB columns or rows of C, 8 bytes for 2 SLAB FLOPs, and C is read
 // and written once for every DEPTH: the FMA units set the pace.
 // measured: (none yet)
@@ -11,8 +11,7 @@
 
 namespace minigpt {
 
-// A block of C is at most BLOCK_TILES tiles high, and less where there would be fewer than BLOCKS of them to share.
-constexpr int64_t BLOCK_TILES = 16, BLOCK_COLUMNS = 4 * TILE_COLUMNS, BLOCKS = 64;
+constexpr int64_t BLOCK_TILES = 64, BLOCK_COLUMNS = 8 * TILE_COLUMNS;
 constexpr int64_t SLAB_ROWS = 256 * TILE_ROWS, SLAB_COLUMNS = 64 * TILE_COLUMNS;
 
 // A slab of C and a block of the sum over k, with the panels it needs, which all threads read.
@@ -47,11 +46,15 @@ static void multiply_block(const Product& p, const Slab& s, int64_t i0, int64_t 
   }
 }
 
+// Blocks are BLOCK_TILES high, but low enough to make several for every thread, so that none waits long for the last.
+// A tile is the same whatever block it is in. They are numbered down the columns: a thread's next block mostly has the
+// same columns, whose panels are in its L2.
 static void multiply_slab(const Product& p, const Slab& s) {
   int64_t tiles = ceil_div(s.rows, TILE_ROWS), across = ceil_div(s.columns, BLOCK_COLUMNS);
-  int64_t height = std::clamp(tiles * across / BLOCKS, int64_t{1}, BLOCK_TILES) * TILE_ROWS;
-  parallel_for(ceil_div(s.rows, height) * across, 1, [&](int64_t t, int64_t) {
-    multiply_block(p, s, t / across * height, (t / across + 1) * height, t % across * BLOCK_COLUMNS);
+  int64_t height = std::clamp(tiles * across / (8 * num_threads()), int64_t{1}, BLOCK_TILES) * TILE_ROWS;
+  int64_t down = ceil_div(s.rows, height);
+  parallel_for(down * across, 1, [&](int64_t t, int64_t) {
+    multiply_block(p, s, t % down * height, (t % down + 1) * height, t / down * BLOCK_COLUMNS);
   });
 }
 
