@@ -11,7 +11,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..train import checkpoint
 from .generate import write_text
-from .train import text_file, train_and_save
+from .train import picture, text_file, train_and_save
 
 DEFAULT_OUT = "out/demo"
 BATCH, LEARNING_RATE = 12, 2e-3
@@ -42,7 +42,7 @@ def run(args):
     (out / "sample.txt").write_text(sample.getvalue(), encoding="utf-8")
     print(f"This is what it writes now (more of it: minigpt generate --model {out} --prompt \"{PROMPT}\"):\n\n"
           f"{sample.getvalue()}\n"
-          f"How its loss fell: {out / 'loss.png'}\n"
+          f"How its loss fell is {picture(out)}.\n"
           "Train one on a text of your own: minigpt train --data FILE --out out/mine\n"
           "See how it is done: minigpt/model.py, on minigpt/ops/numpy_ops.py")
 

@@ -85,8 +85,14 @@ def run(args):
     print(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
           f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.model.ops.name}")
     train_and_save(trainer, args.resume)
-    print(f"The model is in {args.out}, its loss curve in {Path(args.out, 'loss.png')}. Let it write:\n"
+    print(f"The model is in {args.out}, its loss curve {picture(args.out)}. Let it write:\n"
           f"  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
+
+
+def picture(out):
+    """Where the loss curve is, in words."""
+    path = Path(out, "loss.png")
+    return f"in {path}" if path.exists() else f"in {Path(out, 'metrics.jsonl')} (a picture needs matplotlib)"
 
 
 def schedule(args):
