@@ -14,8 +14,7 @@ from .generate import write_text
 from .train import picture, text_file, train_and_save
 
 DEFAULT_OUT = "out/demo"
-BATCH, LEARNING_RATE = 12, 2e-3
-PROMPT = "The"
+BATCH, LEARNING_RATE = 8, 3e-3
 
 
 def add_arguments(parser):
@@ -37,10 +36,10 @@ def run(args):
     print(f"{len(trainer.train_dataset.tokens):,} tokens of {tokenizer.vocab_size:,} kinds, for a GPT of "
           f"{model.config.n_layer} layers and {model.num_parameters():,} parameters (ops: {model.ops.name}).")
     train_and_save(trainer, args.resume)
-    sample = io.StringIO()
-    write_text(model, tokenizer, PROMPT, sample, max_new_tokens=200, temperature=0.7, top_k=50, seed=0)
+    sample, prompt = io.StringIO(), "The" if args.data else "The statement"
+    write_text(model, tokenizer, prompt, sample, max_new_tokens=200, temperature=0.7, top_k=50, seed=0)
     (out / "sample.txt").write_text(sample.getvalue(), encoding="utf-8")
-    print(f"This is what it writes now (more of it: minigpt generate --model {out} --prompt \"{PROMPT}\"):\n\n"
+    print(f"This is what it writes now (more of it: minigpt generate --model {out} --prompt \"{prompt}\"):\n\n"
           f"{sample.getvalue()}\n"
           f"How its loss fell is {picture(out)}.\n"
           "Train one on a text of your own: minigpt train --data FILE --out out/mine\n"
