@@ -40,7 +40,14 @@ static void multiply_block(const Product& p, const Slab& s, int64_t i0, int64_t 
     for (int64_t j = j0; j < std::min(j0 + BLOCK_COLUMNS, s.columns); j += TILE_COLUMNS) {
       const float* b = s.b + j / TILE_COLUMNS * panel_size<TILE_COLUMNS>(s.depth);
       Tile<TILE_ROWS> c{};
-      multiply<TILE_ROWS>(s.depth, a, 1, TILE_ROWS, b, c);
+      int64_t vectors = ceil_div(s.columns - j, LANES);  // the last panel may have fewer than others
+      if (vectors >= TILE_VECTORS) {
+        multiply<TILE_ROWS>(s.depth, a, 1, TILE_ROWS, b, c);
+      } else if (vectors == 1) {
+        multiply<TILE_ROWS, 1>(s.depth, a, 1, TILE_ROWS, b, c);
+      } else {
+        multiply<TILE_ROWS, 2>(s.depth, a, 1, TILE_ROWS, b, c);
+      }
       finish<TILE_ROWS>(p, s.i + i, s.j + j, c, s.k == 0, s.k + s.depth == p.K);
     }
   }
