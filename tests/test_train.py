@@ -286,8 +286,8 @@ def test_a_run_killed_while_it_writes_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_run_killed_before_any_of_its_writes_ends_with_the_same_bits(tmp_path):
-    assert kill_everywhere(tmp_path, 1) > 150
+def test_a_run_killed_at_many_more_places_ends_with_the_same_bits(tmp_path):
+    assert kill_everywhere(tmp_path, 2) > 80
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
