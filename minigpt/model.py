@@ -1,8 +1,8 @@
 """The GPT: forward pass and hand-written backward pass, written once over `ops` (and +) for every backend.
 
-Read `forward` and `backward` side by side: each line of the one has its counterpart in the other, in reverse order;
-then the three pairs that they call, `_norm_*`, `_attention_*` and `_mlp_*`. Shapes stand at the end of the lines:
-B batch, T time, C = n_embd channels, H query heads, G = n_kv_head key heads, D head size, F = n_inner, V vocabulary.
+Read `_trunk_forward` and `_trunk_backward` side by side: each line of the one has its counterpart in the other, in
+reverse order; then the three pairs that they call, `_norm_*`, `_attention_*` and `_mlp_*`. Shapes stand at the end of
+the lines, in the letters of numpy_ops.py: C = n_embd, H = n_head, Hkv = n_kv_head, D = C / H, F = n_inner.
 
 The residual stream `h` runs through all layers; each norm adds to it what the last branch (attention or MLP) made, and
 hands the normalised sum to the next branch. Activations and gradients live in buffers that the model keeps, because
@@ -11,6 +11,7 @@ fresh memory costs more than arithmetic: after the first step nothing large is a
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from types import ModuleType
@@ -41,7 +42,6 @@ class GPT:
         self.ops = backends.load(ops or backends.default()) if ops is None or isinstance(ops, str) else ops
         self.params = _random_params(config, seed) if params is None else _checked_params(config, params)
         self.dtype = self.params["wte"].dtype
-        self.grads = {name: aligned_zeros(param.shape, self.dtype) for name, param in self.params.items()}
         self.losses = None
         self._buffers = {}                  # {name: (flat array, the view of it that was last in use)}
         self._saved = {}                    # {part of the model: what its backward pass needs from its forward pass}
@@ -51,9 +51,16 @@ class GPT:
     def num_parameters(self) -> int:
         return self.config.num_parameters()
 
+    @functools.cached_property
+    def grads(self):                        # made when first asked for: a model that only generates has none
+        return {name: aligned_zeros(param.shape, self.dtype) for name, param in self.params.items()}
+
     def zero_grad(self):
         for grad in self.grads.values():
             grad.fill(0)
+
+    def __repr__(self):
+        return f"GPT({self.config}, ops={self.ops.name!r})"
 
     # -----------------------------------------------------------------------------------------------------------
     # the whole model
@@ -110,7 +117,7 @@ class GPT:
         branch = None                                                                               # (B, T, C)
         for i in range(self.config.n_layer):
             h, y = self._norm_forward(f"h.{i}.norm1", h, branch)
-            branch = self._attention_forward(f"h.{i}.attn", y, position, cache and cache.layers[i])
+            branch = self._attention_forward(f"h.{i}.attn", y, position, None if cache is None else cache.layers[i])
             h, y = self._norm_forward(f"h.{i}.norm2", h, branch)
             branch = self._mlp_forward(f"h.{i}.mlp", y)
         h, y = self._norm_forward("norm", h, branch)
@@ -183,14 +190,14 @@ class GPT:
         """x (B, T, C) -> branch (B, T, C). `cache` is this layer's part of the KVCache, or None."""
         (B, T, C), config, ops, own = x.shape, self.config, self.ops, self._own(name)
         qkv = self._buffer(own + ".qkv", B, T, (config.n_head + 2 * config.n_kv_head) * config.head_size)
-        self._linear_forward(name + ".qkv", x, qkv)                                                 # (B, T, (H+2G)D)
-        q, k, v = self._split_heads(qkv)                                                            # (B, H | G, T, D)
+        self._linear_forward(name + ".qkv", x, qkv)                                                 # (B, T, (H+2Hkv)D)
+        q, k, v = self._split_heads(qkv)                                                            # (B, H | Hkv, T, D)
         if config.position == "rope":
             cos, sin = self._cos[position:position + T], self._sin[position:position + T]           # (T, D/2)
             ops.rope_forward(q, cos, sin, out=q)
             ops.rope_forward(k, cos, sin, out=k)
         if cache is not None:
-            k, v = cache.append(position, k, v)                                                     # (B, G, Tk, D)
+            k, v = cache.append(position, k, v)                                                     # (B, Hkv, Tk, D)
         y, lse = self._buffer(own + ".y", B, T, C), self._buffer(own + ".lse", B, config.n_head, T)
         out = self._heads(y)                                                                        # (B, H, T, D)
         ops.attention_forward(q, k, v, config.causal, out=(out, lse))
@@ -204,7 +211,7 @@ class GPT:
         (B, T, C), config, ops = x.shape, self.config, self.ops
         dy = self._linear_backward(name + ".proj", dbranch, y, self._buffer("dattention", B, T, C))
         dqkv = self._buffer("dqkv", B, T, (config.n_head + 2 * config.n_kv_head) * config.head_size)
-        dq, dk, dv = self._split_heads(dqkv)                                                        # (B, H | G, T, D)
+        dq, dk, dv = self._split_heads(dqkv)                                                        # (B, H | Hkv, T, D)
         ops.attention_backward(self._heads(dy), q, k, v, self._heads(y), lse, config.causal, grads=(dq, dk, dv))
         if config.position == "rope":
             ops.rope_backward(dq, self._cos[:T], self._sin[:T], grads=dq)
@@ -217,9 +224,9 @@ class GPT:
         return x.reshape(B, T, -1, self.config.head_size).transpose(0, 2, 1, 3)
 
     def _split_heads(self, qkv):
-        """The views q (B, H, T, D), k and v (B, G, T, D) of the packed projection (B, T, (H + 2G) D)."""
-        heads, H, G = self._heads(qkv), self.config.n_head, self.config.n_kv_head
-        return heads[:, :H], heads[:, H:H + G], heads[:, H + G:]
+        """The views q (B, H, T, D), k and v (B, Hkv, T, D) of the packed projection (B, T, (H + 2 Hkv) D)."""
+        heads, H, Hkv = self._heads(qkv), self.config.n_head, self.config.n_kv_head
+        return heads[:, :H], heads[:, H:H + Hkv], heads[:, H + Hkv:]
 
     # -----------------------------------------------------------------------------------------------------------
     # the MLP

@@ -288,7 +288,7 @@ def _layernorm_forward_ladder(ops, rng, shape):
 def _layernorm_backward_ladder(ops, rng, shape):
     x, dy, weight = normal(rng, *shape), normal(rng, *shape), normal(rng, shape[1])
     _, mean, rstd = ops.layernorm_forward(x, weight)
-    grads = aligned_empty(shape), aligned_empty(shape[1]), aligned_empty(shape[1])
+    grads = aligned_empty(shape), aligned_empty(shape[1:]), aligned_empty(shape[1:])
     return (f"layernorm backward {_numbers(shape)}", _size(bytes=3 * x.nbytes),
             lambda kernel: ops.layernorm_backward(dy, x, weight, mean, rstd, kernel=kernel, grads=grads))
 

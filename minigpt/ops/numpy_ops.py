@@ -5,8 +5,9 @@ with the same signatures, and `tests/test_mirror.py` proves that they compute th
 
 How to read a function:
 - Any float dtype works; run in float64, it is the oracle that every other implementation is measured against.
-- Shapes stand at the end of the line. B batch, T time, C channels, H heads, D head size, V vocabulary,
-  N rows: for ops that work row by row, `...` stands for any leading axes, and N for their product.
+- Shapes stand at the end of the line, wherever they are not those of the arguments. B batch, T time, C channels,
+  H query heads, Hkv key heads and G = H / Hkv, D head size, V vocabulary, P positions, F width of the MLP, K and N
+  inputs and outputs of linear. Ops that work row by row take any leading axes, written `...`.
 - `d<name>` is the gradient of the loss with respect to `<name>`.
 - Every forward op takes `out=`, arrays to write its results into; every backward op takes `grads=`, arrays to
   write the gradients into. With `accumulate=True` the gradients of *parameters* are added to what is there
@@ -329,8 +330,9 @@ def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kern
     """dout (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D).
 
     The probabilities are computed again from lse: p = exp(scale q k^T - lse). Then
-    dv = p^T dout;  dp = dout v^T;  ds = p * (dp - delta) with delta = rowsum(p * dp) = rowsum(dout * out);
-    dq = scale ds k;  dk = scale ds^T q. Key heads collect the gradients of all the query heads that read them.
+    dv = p^T dout;  dp = dout v^T;  ds = scale * p * (dp - delta);  dq = ds k;  dk = ds^T q, with
+    delta_i = sum_j p_ij dp_ij = sum_j p_ij (dout_i . v_j) = dout_i . sum_j p_ij v_j = dout_i . out_i, which takes no
+    second pass over the keys. Key heads collect the gradients of all the query heads that read them.
     """
     scale = check.attention_backward(dout, q, k, v, out, lse, scale, kernel, kernels, grads)
     if kernel == "tiled":
@@ -341,7 +343,7 @@ def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kern
     s = scale * (qg @ k[:, :, None].swapaxes(-1, -2))                                           # (B, Hkv, G, Tq, Tk)
     if causal:
         s = np.where(_causal_mask(Tq, Tk), s, -np.inf)
-    lse = np.where(lse == -np.inf, 0, lse).reshape(B, Hkv, H // Hkv, Tq, 1)
+    lse = np.where(lse == -np.inf, 0, lse).reshape(B, Hkv, H // Hkv, Tq, 1)                     # (B, Hkv, G, Tq, 1)
     p = np.exp(s - lse)                                                                         # (B, Hkv, G, Tq, Tk)
     delta = (dout * out).sum(axis=-1).reshape(B, Hkv, H // Hkv, Tq, 1)
     dp = dog @ v[:, :, None].swapaxes(-1, -2)                                                   # (B, Hkv, G, Tq, Tk)
@@ -362,7 +364,7 @@ def _attention_forward_tiled(q, k, v, causal, scale, out):
     One tile of queries walks over the tiles of keys and keeps, per query, the largest score so far m, the sum
     l of exp(s - m), and the unnormalised output o. A new tile that raises the maximum from m to m' makes
     everything before it too large by exp(m - m'), so both l and o are scaled down by that factor.
-    Memory is O(T): tiles of T x T exist one at a time.
+    Memory is O(T): of the T x T scores only one tile of BLOCK_Q x BLOCK_K exists at a time.
     """
     (B, H, Tq, D), (Hkv, Tk) = q.shape, k.shape[1:3]
     o_all, lse_all = out or (np.empty((B, H, Tq, D), q.dtype), np.empty((B, H, Tq), q.dtype))
