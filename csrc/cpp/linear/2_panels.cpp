@@ -5,22 +5,25 @@
 // vector of B still serves one product only: 4 bytes from the cache for 2 FLOPs, and the loads set the pace.
 // measured: (none yet)
 #include "panel.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace minigpt {
 
 void product_panels(const Product& p) {
   static thread_local Scratch scratch;
-  int64_t panels = ceil_div(p.N, TILE_COLUMNS), step = block_depth(p.K);
-  float* b = scratch.get(panels * panel_size<TILE_COLUMNS>(step));
+  int64_t step = block_depth(p.K);
+  float* b = scratch.get(panels_size<TILE_COLUMNS>(p.N, step));
   for (int64_t k = 0; k < p.K; k += step) {
     int64_t depth = std::min(step, p.K - k);
-    pack_columns(p, k, depth, b);
-    parallel_for(panels, 1, [&](int64_t panel, int64_t) {
+    parallel_for(p.N, TILE_COLUMNS, [&](int64_t begin, int64_t end) {
+      pack_b(p, begin, end - begin, k, depth, b + panels_size<TILE_COLUMNS>(begin, depth));
+    });
+    parallel_for(p.N, TILE_COLUMNS, [&](int64_t j, int64_t) {
       for (int64_t i = 0; i < p.M; i++) {
         Tile<1> c{};
-        multiply<1>(depth, p.a.at(i, k), p.a.row, p.a.column, b + panel * panel_size<TILE_COLUMNS>(depth), c);
-        finish<1>(p, i, panel * TILE_COLUMNS, c, k == 0, k + depth == p.K);
+        multiply<1>(depth, p.a.at(i, k), p.a.row, p.a.column, b + panels_size<TILE_COLUMNS>(j, depth), c);
+        finish<1>(p, i, j, p.M, p.N, c, k == 0, k + depth == p.K);
       }
     });
   }

@@ -5,6 +5,7 @@
 // as long as the rest comes in time. A is still read with strides, one cache line for each of its rows.
 // measured: (none yet)
 #include "panel.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace minigpt {
@@ -14,21 +15,23 @@ template <int ROWS>
 static void rows(const Product& p, int64_t i, int64_t j, int64_t k, int64_t depth, const float* panel) {
   Tile<ROWS> c{};
   multiply<ROWS>(depth, p.a.at(i, k), p.a.row, p.a.column, panel, c);
-  finish<ROWS>(p, i, j, c, k == 0, k + depth == p.K);
+  finish<ROWS>(p, i, j, p.M, p.N, c, k == 0, k + depth == p.K);
 }
 
 void product_register_tile(const Product& p) {
   static thread_local Scratch scratch;
-  int64_t panels = ceil_div(p.N, TILE_COLUMNS), step = block_depth(p.K);
-  float* b = scratch.get(panels * panel_size<TILE_COLUMNS>(step));
+  int64_t step = block_depth(p.K);
+  float* b = scratch.get(panels_size<TILE_COLUMNS>(p.N, step));
   for (int64_t k = 0; k < p.K; k += step) {
     int64_t depth = std::min(step, p.K - k);
-    pack_columns(p, k, depth, b);
-    parallel_for(panels, 1, [&](int64_t panel, int64_t) {
-      int64_t i = 0, j = panel * TILE_COLUMNS;
-      const float* columns = b + panel * panel_size<TILE_COLUMNS>(depth);
-      for (; i + TILE_ROWS <= p.M; i += TILE_ROWS) rows<TILE_ROWS>(p, i, j, k, depth, columns);
-      for (; i < p.M; i++) rows<1>(p, i, j, k, depth, columns);
+    parallel_for(p.N, TILE_COLUMNS, [&](int64_t begin, int64_t end) {
+      pack_b(p, begin, end - begin, k, depth, b + panels_size<TILE_COLUMNS>(begin, depth));
+    });
+    parallel_for(p.N, TILE_COLUMNS, [&](int64_t j, int64_t) {
+      int64_t i = 0;
+      const float* panel = b + panels_size<TILE_COLUMNS>(j, depth);
+      for (; i + TILE_ROWS <= p.M; i += TILE_ROWS) rows<TILE_ROWS>(p, i, j, k, depth, panel);
+      for (; i < p.M; i++) rows<1>(p, i, j, k, depth, panel);
     });
   }
 }

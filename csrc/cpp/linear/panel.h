@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "linear.h"
-#include "parallel.h"
 #include "simd.h"
 #include "tile.h"
 
@@ -27,18 +26,26 @@ int64_t panel_size(int64_t depth) {
   return ceil_div(depth, LANES) * LANES * WIDTH;
 }
 
-// Fills panels begin .. end-1 of m (lanes x depth), where the lanes lie side by side: whole cache lines at a time.
+// The floats of all panels for that many lanes.
 template <int WIDTH>
-void copy_panels(Matrix m, int64_t lanes, int64_t depth, float* panels, int64_t begin, int64_t end) {
-  int64_t size = panel_size<WIDTH>(depth);
-  for (int64_t k = 0; k < depth; k++) {
-    for (int64_t i = begin; i < end; i++) {
-      const float* from = m.at(i * WIDTH, k);
-      float* to = panels + i * size + k * WIDTH;
-      if (lanes - i * WIDTH >= WIDTH) {
-        std::memcpy(to, from, WIDTH * sizeof(float));
-      } else {
-        std::fill(std::copy_n(from, lanes - i * WIDTH, to), to + WIDTH, 0.0f);
+int64_t panels_size(int64_t lanes, int64_t depth) {
+  return ceil_div(lanes, WIDTH) * panel_size<WIDTH>(depth);
+}
+
+// Fills the panels of m (lanes x depth), where the lanes lie side by side: a few panels at a time, so that whole cache
+// lines are read.
+template <int WIDTH>
+void copy_panels(Matrix m, int64_t lanes, int64_t depth, float* panels) {
+  constexpr int64_t STRETCH = 8 * WIDTH;
+  for (int64_t first = 0; first < lanes; first += STRETCH) {
+    for (int64_t k = 0; k < depth; k++) {
+      for (int64_t lane = first; lane < std::min(first + STRETCH, lanes); lane += WIDTH) {
+        float* to = panels + panels_size<WIDTH>(lane, depth) + k * WIDTH;
+        if (lanes - lane >= WIDTH) {
+          std::memcpy(to, m.at(lane, k), WIDTH * sizeof(float));
+        } else {
+          std::fill(std::copy_n(m.at(lane, k), lanes - lane, to), to + WIDTH, 0.0f);
+        }
       }
     }
   }
@@ -47,9 +54,9 @@ void copy_panels(Matrix m, int64_t lanes, int64_t depth, float* panels, int64_t 
 // The same where each lane lies along memory: blocks of GROUP lanes x LANES depths are transposed. What comes out is
 // LANES rows of GROUP floats, which lie WIDTH apart in the panel, or end to end where a group is as wide as the panel.
 template <int WIDTH>
-void transpose_panels(Matrix m, int64_t lanes, int64_t depth, float* panels, int64_t begin, int64_t end) {
+void transpose_panels(Matrix m, int64_t lanes, int64_t depth, float* panels) {
   constexpr int GROUP = WIDTH < LANES ? WIDTH : LANES, STEP = GROUP < WIDTH ? WIDTH : LANES;
-  for (int64_t lane = begin * WIDTH; lane < end * WIDTH; lane += GROUP) {
+  for (int64_t lane = 0; lane < ceil_div(lanes, WIDTH) * WIDTH; lane += GROUP) {
     float* to = panels + lane / WIDTH * panel_size<WIDTH>(depth) + lane % WIDTH;
     for (int64_t k = 0; k < depth; k += LANES, to += LANES * WIDTH) {
       vec v[GROUP];
@@ -61,17 +68,17 @@ void transpose_panels(Matrix m, int64_t lanes, int64_t depth, float* panels, int
   }
 }
 
-// Panels begin .. end-1 of m, either way.
 template <int WIDTH>
-void pack(Matrix m, int64_t lanes, int64_t depth, float* panels, int64_t begin, int64_t end) {
-  (m.row == 1 ? copy_panels<WIDTH> : transpose_panels<WIDTH>)(m, lanes, depth, panels, begin, end);
+void pack(Matrix m, int64_t lanes, int64_t depth, float* panels) {
+  (m.row == 1 ? copy_panels<WIDTH> : transpose_panels<WIDTH>)(m, lanes, depth, panels);
 }
 
-// Packs all of B's columns, rows k .. k+depth-1, by several threads.
-inline void pack_columns(const Product& p, int64_t k, int64_t depth, float* panels) {
-  Matrix columns{p.b.at(k, 0), p.b.column, p.b.row};
-  parallel_for(ceil_div(p.N, TILE_COLUMNS), 1,
-               [&](int64_t begin, int64_t end) { pack<TILE_COLUMNS>(columns, p.N, depth, panels, begin, end); });
+// Rows i .. i + rows - 1 of A, and columns j .. j + columns - 1 of B, for the terms k .. k + depth - 1 of the sum.
+inline void pack_a(const Product& p, int64_t i, int64_t rows, int64_t k, int64_t depth, float* panels) {
+  pack<TILE_ROWS>({p.a.at(i, k), p.a.row, p.a.column}, rows, depth, panels);
+}
+inline void pack_b(const Product& p, int64_t j, int64_t columns, int64_t k, int64_t depth, float* panels) {
+  pack<TILE_COLUMNS>({p.b.at(k, j), p.b.column, p.b.row}, columns, depth, panels);
 }
 
 }  // namespace minigpt

@@ -40,16 +40,18 @@ inline void multiply(int64_t depth, const float* a, int64_t a_row, int64_t a_col
   }
 }
 
-// Writes the tile to C at (i, j), as far as it lies inside. `first` and `last` say which block of the sum over k it is:
-// the first one adds the bias, the later ones add to what the blocks before left in C, the last one may apply gelu.
+// Writes the tile to C at (i, j), as far as it lies above row i_end and left of column j_end. `first` and `last` say
+// which block of the sum over k it is: the first one adds the bias, the later ones add to what the blocks before left in
+// C, the last one may apply gelu.
 template <int ROWS>
-inline void finish(const Product& p, int64_t i, int64_t j, const Tile<ROWS>& tile, bool first, bool last) {
+inline void finish(const Product& p, int64_t i, int64_t j, int64_t i_end, int64_t j_end, const Tile<ROWS>& tile,
+                   bool first, bool last) {
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++) {
-    if (i + r >= p.M) break;
+    if (i + r >= i_end) break;
 #pragma GCC unroll 4
     for (int v = 0; v < TILE_VECTORS; v++) {
-      int64_t column = j + v * LANES, n = std::min<int64_t>(p.N - column, LANES), at = (i + r) * p.N + column;
+      int64_t column = j + v * LANES, n = std::min<int64_t>(j_end - column, LANES), at = (i + r) * p.N + column;
       if (n <= 0) break;
       vec y = tile[r][v];
       if (first && p.bias) y += load_up_to(p.bias + column, n);
