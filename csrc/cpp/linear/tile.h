@@ -41,8 +41,8 @@ inline void multiply(int64_t depth, const float* a, int64_t a_row, int64_t a_col
 }
 
 // Writes the tile to C at (i, j), as far as it lies above row i_end and left of column j_end. `first` and `last` say
-// which block of the sum over k it is: the first one adds the bias, the later ones add to what the blocks before left in
-// C, the last one may apply gelu.
+// which block of the sum over k it is: the first one adds the bias, the later ones add to what the blocks before left
+// in C, the last one may apply gelu.
 template <int ROWS>
 inline void finish(const Product& p, int64_t i, int64_t j, int64_t i_end, int64_t j_end, const Tile<ROWS>& tile,
                    bool first, bool last) {
