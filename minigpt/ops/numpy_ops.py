@@ -330,7 +330,7 @@ def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kern
     """dout (B, H, Tq, D) -> dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D).
 
     The probabilities are computed again from lse: p = exp(scale q k^T - lse). Then
-    dv = p^T dout;  dp = dout v^T;  ds = scale * p * (dp - delta);  dq = ds k;  dk = ds^T q, with
+    dv = p^T dout;  dp = dout v^T;  ds = scale p (dp - delta);  dq = ds k;  dk = ds^T q, with
     delta_i = sum_j p_ij dp_ij = sum_j p_ij (dout_i . v_j) = dout_i . sum_j p_ij v_j = dout_i . out_i, which takes no
     second pass over the keys. Key heads collect the gradients of all the query heads that read them.
     """
