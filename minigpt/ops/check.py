@@ -8,8 +8,27 @@ import numpy as np
 
 
 def _array(op, name, x):
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+    if not isinstance(x, np.ndarray):
         raise TypeError(f"{op}: {name} must be an array, not {type(x).__name__}")
+
+
+def _writable(op, name, x):
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        raise ValueError(f"{op}: {name} is read-only, must be writable")
+
+
+def _number(op, name, x, least=None):
+    if isinstance(x, bool) or not isinstance(x, (int, float, np.number)):
+        raise TypeError(f"{op}: {name} is {x!r}, must be a number")
+    if least is not None and not least <= x < np.inf:
+        raise ValueError(f"{op}: {name} is {x}, must be finite and at least {least}")
+
+
+def _integer(op, name, x, least=-2**63):
+    if isinstance(x, bool) or not isinstance(x, (int, np.integer)):
+        raise TypeError(f"{op}: {name} is {x!r}, must be an integer")
+    if not least <= x < 2**63:
+        raise ValueError(f"{op}: {name} is {x}, must be at least {least} and less than 2^63")
 
 
 def _same_dtype(op, required, **optional):
@@ -18,7 +37,7 @@ def _same_dtype(op, required, **optional):
     for name, x in (required | optional).items():
         if x is None and name not in required:
             continue
-        if dtype is not None and getattr(x, "dtype", None) is dtype:
+        if type(x) is np.ndarray and x.dtype is dtype:
             continue                                          # quickly past what nearly always is the case
         _array(op, name, x)
         if x.dtype.kind != "f":
@@ -50,6 +69,8 @@ def _outputs(op, name, out, count):
         return (None,) * count
     if not isinstance(out, (tuple, list)) or len(out) != count:
         raise TypeError(f"{op}: {name} must be None or a tuple of {count} arrays")
+    for i, x in enumerate(out):
+        _writable(op, f"{name}[{i}]", x)
     return tuple(out)
 
 
@@ -82,6 +103,8 @@ def same_shape(op, out=None, grads=None, **arrays):
     shape = next(iter(arrays.values())).shape
     for name, x in (*arrays.items(), ("out", out), ("grads", grads)):
         _shape(op, name, x, shape)
+    _writable(op, "out", out)
+    _writable(op, "grads", grads)
 
 
 def swiglu_backward(dy, gate, up, grads):
@@ -99,14 +122,17 @@ def embedding_forward(tokens, wte, wpe, position, out, op="embedding_forward"):
     _not_empty(op, "tokens", tokens)
     _same_dtype(op, dict(wte=wte), wpe=wpe, out=out)
     _ndim(op, "wte", wte, 2, "(V, C)")
+    _not_empty(op, "wte", wte)
+    _integer(op, "position", position, least=0)
     (B, T), (V, C) = tokens.shape, wte.shape
     _in_range(op, "tokens", tokens, V)
     if wpe is not None:
         _ndim(op, "wpe", wpe, 2, "(P, C)")
         _shape(op, "wpe", wpe, (wpe.shape[0], C))
-        if position < 0 or position + T > wpe.shape[0]:
+        if position + T > wpe.shape[0]:
             raise ValueError(f"{op}: positions {position} .. {position + T - 1} do not fit wpe's {wpe.shape[0]} rows")
     _shape(op, "out", out, (B, T, C))
+    _writable(op, "out", out)
 
 
 def embedding_backward(dx, tokens, wte, wpe, position, grads):
@@ -140,6 +166,7 @@ def _norm(op, full, weight, row=NONE, *, C_outputs=NONE, row_outputs=NONE, full_
 
 def layernorm_forward(x, weight, bias, eps, kernel, kernels, out):
     op = "layernorm_forward"
+    _number(op, "eps", eps, least=0)
     _kernel(op, kernel, kernels)
     y, mean, rstd = _outputs(op, "out", out, 3)
     _norm(op, dict(x=x), weight, C_outputs=dict(bias=bias), row_outputs=dict(mean=mean, rstd=rstd),
@@ -156,6 +183,7 @@ def layernorm_backward(dy, x, weight, mean, rstd, kernel, kernels, grads):
 
 def rmsnorm_forward(x, weight, eps, out):
     op = "rmsnorm_forward"
+    _number(op, "eps", eps, least=0)
     y, rstd = _outputs(op, "out", out, 2)
     _norm(op, dict(x=x), weight, row_outputs=dict(rstd=rstd), full_outputs=dict(y=y))
 
@@ -168,6 +196,7 @@ def rmsnorm_backward(dy, x, weight, rstd, grads):
 
 def residual_layernorm_forward(x, residual, weight, bias, eps, out):
     op = "residual_layernorm_forward"
+    _number(op, "eps", eps, least=0)
     h, y, mean, rstd = _outputs(op, "out", out, 4)
     _norm(op, dict(x=x, residual=residual), weight, C_outputs=dict(bias=bias),
           row_outputs=dict(mean=mean, rstd=rstd), full_outputs=dict(h=h, y=y))
@@ -191,6 +220,7 @@ def _linear(op, x, weight, bias=None, **outputs):
     _shape(op, "bias", bias, (N,))
     for name, y in outputs.items():
         _shape(op, name, y, (*x.shape[:-1], N))
+        _writable(op, name, y)
 
 
 def linear_forward(x, weight, bias, kernel, kernels, out):
@@ -227,9 +257,12 @@ def rope(op, x, cos, sin, out):
     _shape(op, "cos", cos, (x.shape[2], x.shape[3] // 2))
     _shape(op, "sin", sin, cos.shape)
     _shape(op, out_name, out, x.shape)
+    _writable(op, out_name, out)
 
 
-def _attention(op, q, k, v, scale):
+def _attention(op, q, k, v, causal, scale):
+    if not isinstance(causal, (bool, np.bool_)):
+        raise TypeError(f"{op}: causal is {causal!r}, must be True or False")
     for name, x in dict(q=q, k=k, v=v).items():
         _array(op, name, x)
         _ndim(op, name, x, 4, "(B, heads, T, D)")
@@ -241,16 +274,17 @@ def _attention(op, q, k, v, scale):
         raise ValueError(f"{op}: k has {Hkv} heads, which does not divide q's {H}")
     if scale is None:
         return 1.0 / D ** 0.5
-    if not np.isfinite(scale):
-        raise ValueError(f"{op}: scale is {scale}, must be finite")
+    _number(op, "scale", scale)
+    if not abs(scale) < 3.4e38:
+        raise ValueError(f"{op}: scale is {scale}, must be finite in float32")
     return float(scale)
 
 
-def attention_forward(q, k, v, scale, kernel, kernels, out):
+def attention_forward(q, k, v, causal, scale, kernel, kernels, out):
     """Returns the scale to use."""
     op = "attention_forward"
     _kernel(op, kernel, kernels)
-    scale = _attention(op, q, k, v, scale)
+    scale = _attention(op, q, k, v, causal, scale)
     o, lse = _outputs(op, "out", out, 2)
     _same_dtype(op, dict(q=q, k=k, v=v), out=o, lse=lse)
     _shape(op, "out", o, q.shape)
@@ -258,11 +292,11 @@ def attention_forward(q, k, v, scale, kernel, kernels, out):
     return scale
 
 
-def attention_backward(dout, q, k, v, out, lse, scale, kernel, kernels, grads):
+def attention_backward(dout, q, k, v, out, lse, causal, scale, kernel, kernels, grads):
     """Returns the scale to use."""
     op = "attention_backward"
     _kernel(op, kernel, kernels)
-    scale = _attention(op, q, k, v, scale)
+    scale = _attention(op, q, k, v, causal, scale)
     dq, dk, dv = _outputs(op, "grads", grads, 3)
     _same_dtype(op, dict(q=q, k=k, v=v, dout=dout, out=out, lse=lse), dq=dq, dk=dk, dv=dv)
     for name, x, shape in (("dout", dout, q.shape), ("out", out, q.shape), ("lse", lse, q.shape[:3]),
@@ -279,10 +313,12 @@ def _cross_entropy(op, required, targets, ignore_index, **outputs):
         raise ValueError(f"{op}: logits has shape {logits.shape}, must be (..., V)")
     _not_empty(op, "logits", logits)
     rows = logits.shape[:-1]
+    _integer(op, "ignore_index", ignore_index)
     _integers(op, "targets", targets, rows)
     _in_range(op, "targets", targets, logits.shape[-1], allowed=ignore_index)
     for name, x in (required | outputs).items():
         _shape(op, name, x, logits.shape if name in ("logits", "grads") else rows)
+    _writable(op, "grads", outputs.get("grads"))
 
 
 def cross_entropy_forward(logits, targets, ignore_index, out):
@@ -291,14 +327,18 @@ def cross_entropy_forward(logits, targets, ignore_index, out):
     _cross_entropy(op, dict(logits=logits), targets, ignore_index, losses=losses, lse=lse)
 
 
-def cross_entropy_backward(logits, targets, lse, ignore_index, grads):
+def cross_entropy_backward(dloss, logits, targets, lse, ignore_index, grads):
+    _number("cross_entropy_backward", "dloss", dloss)
     _cross_entropy("cross_entropy_backward", dict(logits=logits, lse=lse), targets, ignore_index, grads=grads)
 
 
-def adamw(param, grad, m, v, step):
+def adamw(param, grad, m, v, step, **numbers):
     same_shape("adamw", param=param, grad=grad, m=m, v=v)
-    if step < 1:
-        raise ValueError(f"adamw: step is {step}, must be 1 or more")
+    for name, x in (("param", param), ("m", m), ("v", v)):
+        _writable("adamw", name, x)
+    _integer("adamw", "step", step, least=1)
+    for name, x in numbers.items():
+        _number("adamw", name, x)
 
 
 def squared_norm(x):

@@ -289,7 +289,7 @@ def _rope(op, x, cos, sin, out, backwards):
 
 
 def attention_forward(q, k, v, causal=True, scale=None, *, kernel=None, out=None):
-    scale = check.attention_forward(q, k, v, scale, kernel, kernels, out)
+    scale = check.attention_forward(q, k, v, causal, scale, kernel, kernels, out)
     _float32("attention_forward", "q", q)
     o, lse = out or (None, None)
     o_result = _heads_out(o, q.shape)
@@ -299,7 +299,7 @@ def attention_forward(q, k, v, causal=True, scale=None, *, kernel=None, out=None
 
 
 def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kernel=None, grads=None):
-    scale = check.attention_backward(dout, q, k, v, out, lse, scale, kernel, kernels, grads)
+    scale = check.attention_backward(dout, q, k, v, out, lse, causal, scale, kernel, kernels, grads)
     _float32("attention_backward", "q", q)
     dq, dk, dv = grads or (None, None, None)
     results = _heads_out(dq, q.shape), _heads_out(dk, k.shape), _heads_out(dv, v.shape)
@@ -322,7 +322,7 @@ def cross_entropy_forward(logits, targets, ignore_index=-100, *, out=None):
 
 
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, grads=None):
-    check.cross_entropy_backward(logits, targets, lse, ignore_index, grads)
+    check.cross_entropy_backward(dloss, logits, targets, lse, ignore_index, grads)
     _float32("cross_entropy_backward", "logits", logits)
     dlogits = _out(grads, logits.shape)
     _C.cross_entropy_backward(dloss, _in(logits), _integers(targets), _in(lse), ignore_index, dlogits)
@@ -334,7 +334,8 @@ def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, gr
 
 
 def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, grad_scale=1.0):
-    check.adamw(param, grad, m, v, step)
+    check.adamw(param, grad, m, v, step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+                grad_scale=grad_scale)
     _float32("adamw", "param", param)
     results = [_out(x, x.shape) for x in (param, m, v)]
     _C.adamw(results[0], _in(grad), results[1], results[2], step, lr, beta1, beta2, eps, weight_decay, grad_scale)

@@ -307,7 +307,7 @@ def attention_forward(q, k, v, causal=True, scale=None, *, kernel=None, out=None
     1 / sqrt(D). A row that sees no key (causal, Tq > Tk) gives 0 and lse = -inf.
     Inputs may have any strides as long as the last one is 1.
     """
-    scale = check.attention_forward(q, k, v, scale, kernel, kernels, out)
+    scale = check.attention_forward(q, k, v, causal, scale, kernel, kernels, out)
     if kernel == "tiled":
         return _attention_forward_tiled(q, k, v, causal, scale, out)
     (B, H, Tq, D), (Hkv, Tk) = q.shape, k.shape[1:3]
@@ -334,7 +334,7 @@ def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kern
     delta_i = sum_j p_ij dp_ij = sum_j p_ij (dout_i . v_j) = dout_i . sum_j p_ij v_j = dout_i . out_i, which takes no
     second pass over the keys. Key heads collect the gradients of all the query heads that read them.
     """
-    scale = check.attention_backward(dout, q, k, v, out, lse, scale, kernel, kernels, grads)
+    scale = check.attention_backward(dout, q, k, v, out, lse, causal, scale, kernel, kernels, grads)
     if kernel == "tiled":
         return _attention_backward_tiled(dout, q, k, v, out, lse, causal, scale, grads)
     (B, H, Tq, D), (Hkv, Tk) = q.shape, k.shape[1:3]
@@ -443,7 +443,7 @@ def cross_entropy_forward(logits, targets, ignore_index=-100, *, out=None):
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, grads=None):
     """dlogits = dloss * (softmax(logits) - onehot(targets)), 0 in ignored rows. dloss is one number, the gradient
     of every row's loss (for a mean over n rows, 1 / n). grads (one array) may be logits itself."""
-    check.cross_entropy_backward(logits, targets, lse, ignore_index, grads)
+    check.cross_entropy_backward(dloss, logits, targets, lse, ignore_index, grads)
     counted = targets != ignore_index
     p = np.exp(logits - lse[..., None])                                                         # (..., V)
     target = np.where(counted, targets, 0)[..., None]                                           # (..., 1)
@@ -463,7 +463,8 @@ def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_
     param = param (1 - lr weight_decay) - lr mhat / (sqrt(vhat) + eps),
     with mhat = m / (1 - beta1^step) and vhat = v / (1 - beta2^step).
     """
-    check.adamw(param, grad, m, v, step)
+    check.adamw(param, grad, m, v, step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+                grad_scale=grad_scale)
     g = grad * grad_scale
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g
