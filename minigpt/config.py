@@ -35,14 +35,12 @@ class ModelConfig:
     causal: bool = True                 # False: every token sees the whole text (masked language modelling)
 
     def __post_init__(self):
+        self._check_integers("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
         if self.n_inner is None:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        for field in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "n_inner"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"ModelConfig: {field} is {value!r}, must be an integer of 1 or more")
+        self._check_integers("n_kv_head", "n_inner")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be {' or '.join(choices)}")
@@ -51,7 +49,7 @@ class ModelConfig:
                 raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be True or False")
         for field in ("norm_eps", "rope_base"):
             value = getattr(self, field)
-            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ValueError(f"ModelConfig: {field} is {value!r}, must be a positive number")
         if self.n_embd % self.n_head:
             raise ValueError(f"ModelConfig: n_embd is {self.n_embd}, must be a multiple of n_head, {self.n_head}")
@@ -59,6 +57,12 @@ class ModelConfig:
             raise ValueError(f"ModelConfig: n_kv_head is {self.n_kv_head}, must divide n_head, {self.n_head}")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"ModelConfig: the head size n_embd / n_head is {self.head_size}, must be even for rope")
+
+    def _check_integers(self, *names):
+        for field in names:
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"ModelConfig: {field} is {value!r}, must be an integer of 1 or more")
 
     @classmethod
     def preset(cls, name: str, **changes) -> ModelConfig:

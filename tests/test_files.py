@@ -177,6 +177,13 @@ def header(**entry):
     return len(text).to_bytes(8, "little") + text + bytes(8)
 
 
+def headers(**places):
+    """A file whose tensors of two numbers lie at these places."""
+    text = json.dumps({name: place if name[0] == "_" else {"dtype": "F32", "shape": [2], "data_offsets": place}
+                       for name, place in places.items()}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(20)
+
+
 class Boom:
     """Unpickling it makes a file."""
 
@@ -227,6 +234,20 @@ BAD = {
     "a pointer": (replace_by(b"version https://git-lfs.github.com/spec/v1\n" * 4), rf"{W}: not a safetensors file"),
     "header is no json": (replace_by(b"\x08" + bytes(7) + b"not json" + bytes(8)), rf"{W}: not a safetensors file: "),
     "header is a list": (replace_by(b"\x02" + bytes(7) + b"[]"), rf"{W}: not a safetensors file: its header"),
+    "config is deep": (lambda path: (path / C).write_text("[" * 100_000), rf"{C}: must be JSON"),
+    "endless number": (lambda path: (path / C).write_text('{"n_layer": ' + "9" * 5000 + "}"), rf"{C}: must be JSON"),
+    "model type is a list": (edit_config(model_type=["gpt2"]), rf"{C}: model_type is \['gpt2'\], must be one of"),
+    "epsilon is true": (edit_config(layer_norm_epsilon=True), rf"{C}: ModelConfig: norm_eps is True, must be"),
+    "bias is text": (edit_config(bias="x"), rf"{C}: bias is 'x', must be True or False"),
+    "endless layers": (edit_config(n_layer=10**9), rf"{C}: asks for 1000000000 layers, the weights hold 28 tensors"),
+    "endless words": (edit_config(vocab_size=10**15), rf"{W}: transformer.wte.weight has shape \(19, 16\), must be"),
+    "endless width": (edit_config(n_embd=2**62), rf"{W}: transformer.wte.weight has shape \(19, 16\), must be"),
+    "header is deep": (replace_by((10**5).to_bytes(8, "little") + b"[" * 10**5), rf"{W}: not a safetensors file: "),
+    "three offsets": (replace_by(header(data_offsets=[0, 8, 8])), rf"{W}: not a safetensors file: its header"),
+    "tensors overlap": (replace_by(headers(x=[0, 8], y=[4, 12])), rf"{W}: tensor y begins at byte 4, must begin at 8"),
+    "a gap": (replace_by(headers(x=[0, 8], y=[12, 20])), rf"{W}: tensor y begins at byte 12, must begin at 8"),
+    "bytes behind": (replace_by(header() + b"more"), rf"{W}: the tensors end at byte 8, must fill all 12"),
+    "metadata is a list": (replace_by(headers(__metadata__=[1])), rf"{W}: __metadata__ is \[1\], must be"),
     "no shape": (replace_by(header(shape=None)), rf"{W}: not a safetensors file: its header"),
     "one offset": (replace_by(header(data_offsets=[0])), rf"{W}: not a safetensors file: its header"),
     "negative shape": (replace_by(header(shape=[-2])), rf"{W}: tensor x is F32 \(-2,\), which bytes 0 .. 8 do not fit"),
@@ -241,6 +262,10 @@ BAD = {
     "NaN": (edit_tensors(spoil(np.nan)), rf"{W}: transformer.h.1.ln_1.weight holds NaN or infinity"),
     "infinity": (edit_tensors(spoil(np.inf)), rf"{W}: transformer.h.1.ln_1.weight holds NaN or infinity"),
     "missing shard": (index({"wte.weight": "model-1-of-2.safetensors"}), "index.json: names the file 'model-1-of-2"),
+    "no shards": (index({}), "index.json: weight_map is {}, must be an object that names files"),
+    "shards in a list": (index([]), r"index.json: weight_map is \[\], must be an object that names files"),
+    "shard is a number": (index({"wte.weight": 5}), "index.json: names the file 5, must be a .safetensors"),
+    "shard is a folder": (index({"wte.weight": ".."}), "index.json: names the file '..', must be a .safetensors"),
     "shard elsewhere": (index({"wte.weight": "../secret.safetensors"}), "index.json: names the file '../secret"),
 }
 
@@ -258,6 +283,7 @@ def test_bad_files_are_refused(damage, message, tmp_path):
 @pytest.mark.parametrize("changes, message", [
     (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}), "rope_type is 'llama3', must be 'default'"),
     (dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling is {.*}, must be None"),
+    (dict(rope_parameters=[1]), r"rope_parameters is \[1\], must be an object"),
     (dict(mlp_bias=True), "mlp_bias is True, must be as attention_bias, False"),
     (dict(head_dim=8), "head_dim is 8, must be hidden_size / num_attention_heads, 4"),
     (dict(hidden_act="gelu"), "hidden_act is 'gelu', must be 'silu' or 'swish'"),

@@ -8,7 +8,6 @@ own layout: model_type "minigpt", the names of `params`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import numpy as np
 from ..config import ModelConfig
 from ..ops.memory import aligned_empty
 from .atomic import atomic_write
-from .layouts import HEAD, IGNORED, PREFIX, config_from_json, config_to_json, layout, model_type, place
+from .json_file import read_json, write_json
+from .layouts import HEAD, IGNORED, PREFIX, config_from_json, config_to_json, layout, model_type, place, place_shape
 from .safetensors import SafeTensors, write_safetensors
 
 __all__ = ["SafeTensors", "atomic_write", "load_pretrained", "save_pretrained", "write_safetensors"]
@@ -43,8 +43,8 @@ def save_pretrained(model, directory, tokenizer=None):
     if tokenizer is not None:
         ids = dict.fromkeys(ids, tokenizer.eos_token_id)
         tokenizer.save_pretrained(directory)
-    _write_json(directory / "generation_config.json", ids)
-    _write_json(directory / CONFIG, config_to_json(model.config, kind) | ids)
+    write_json(directory / "generation_config.json", ids)
+    write_json(directory / CONFIG, config_to_json(model.config, kind) | ids)
 
 
 def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
@@ -52,7 +52,7 @@ def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     several files and in any float dtype. ValueError names the file that is not as it must be, and what is wrong.
     Nothing is unpickled: of pytorch_model.bin this function says only that it must be converted."""
     directory = Path(directory)
-    entry = _read_json(directory / CONFIG)
+    entry = read_json(directory / CONFIG)
     try:
         kind, config = config_from_json(entry)
     except KeyError as error:
@@ -60,11 +60,15 @@ def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG}: {error}") from None
     files = _weight_files(directory, PREFIX[kind])
-    params = {name: aligned_empty(shape) for name, shape in config.parameter_shapes().items()}
-    tensors = layout(config, kind)
-    for tensor, where in tensors.items():
+    if config.n_layer > len(files):
+        raise ValueError(f"{directory / CONFIG}: asks for {config.n_layer} layers, the weights hold {len(files)} tensors")
+    shapes, places = config.parameter_shapes(), layout(config, kind)
+    for tensor, (name, *part) in places.items():          # all of them, before any memory is asked for
         if tensor not in files:
             raise ValueError(f"{directory}: the weights lack {PREFIX[kind]}{tensor}, which {CONFIG} asks for")
+        _check_shape(*files[tensor], place_shape(shapes[name], *part))
+    params = {name: aligned_empty(shape) for name, shape in shapes.items()}
+    for tensor, where in places.items():
         _read_tensor(*files.pop(tensor), place(params, *where))
     foreign = sorted(name for name in files if not name.endswith(IGNORED) and name != HEAD)
     if foreign:
@@ -83,10 +87,7 @@ def _weight_files(directory, prefix):
     if (directory / WEIGHTS).exists():
         names = [WEIGHTS]
     elif (directory / INDEX).exists():
-        names = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
-        for name in names:
-            if Path(name).name != name or not (directory / name).exists():
-                raise ValueError(f"{directory / INDEX}: names the file {name!r}, which must lie beside it")
+        names = _shards(directory)
     else:
         pickled = [path.name for path in directory.glob("*.bin")]
         found = f"only {pickled[0]}, which may run code when it is opened: convert it first" if pickled else "none"
@@ -95,30 +96,28 @@ def _weight_files(directory, prefix):
     return {tensor.removeprefix(prefix): (file, tensor) for file in opened for tensor in file.keys()}
 
 
+def _shards(directory):
+    """The names of the files that the index lists."""
+    weight_map = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{directory / INDEX}: weight_map is {weight_map!r}, must be an object that names files")
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors") \
+                or not (directory / name).is_file():
+            raise ValueError(f"{directory / INDEX}: names the file {name!r}, must be a .safetensors that lies beside it")
+    return sorted(set(weight_map.values()))
+
+
+def _check_shape(file, name, shape):
+    if file.shapes[name] != shape:
+        raise ValueError(f"{file.path}: {name} has shape {file.shapes[name]}, must be {shape}")
+
+
 def _read_tensor(file, name, where):
     """Reads one tensor into its place."""
-    if file.shapes[name] != where.shape:
-        raise ValueError(f"{file.path}: {name} has shape {file.shapes[name]}, must be {where.shape}")
     x = file[name]
     if x.dtype.kind != "f":
         raise ValueError(f"{file.path}: {name} is {x.dtype}, must be floating point")
     where[...] = x
     if not np.isfinite(where).all():
         raise ValueError(f"{file.path}: {name} holds NaN or infinity, must be finite numbers")
-
-
-def _read_json(path) -> dict:
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file, which a model's folder must have") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: must be JSON ({error})") from None
-    if not isinstance(entry, dict):
-        raise ValueError(f"{path}: holds a {type(entry).__name__}, must be a JSON object")
-    return entry
-
-
-def _write_json(path, entry):
-    with atomic_write(path) as file:
-        file.write(json.dumps(entry, indent=2).encode() + b"\n")

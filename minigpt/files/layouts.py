@@ -36,6 +36,13 @@ def place(params, name, rows, transposed):
     return part.T if transposed else part
 
 
+def place_shape(shape, rows, transposed):
+    """The shape of such a view of a parameter of that shape."""
+    part = range(shape[0])[rows]
+    shape = part.stop - part.start, *shape[1:]
+    return shape[::-1] if transposed else shape
+
+
 def layout(config: ModelConfig, kind: str) -> dict[str, tuple]:
     """{tensor: (parameter, rows, transposed)} for the layout of one model_type."""
     ours = config.parameter_shapes()
@@ -78,7 +85,7 @@ def _llama_layout(config):
 # What these classes can do and this model cannot: {key: the values that may stand there}
 SUPPORTED = {
     "gpt2": {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
-             "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
+             "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,), "bias": (True, False)},
     "llama": {"hidden_act": ("silu", "swish"), "rope_scaling": (None,)},
     "minigpt": {},
 }
@@ -111,7 +118,7 @@ def config_from_json(entry: dict) -> tuple[str, ModelConfig]:
     """(model_type, config) from the content of config.json. ValueError for what this model cannot be, KeyError for
     what is not there."""
     kind = entry.get("model_type")
-    if kind not in SUPPORTED:
+    if not isinstance(kind, str) or kind not in SUPPORTED:
         raise ValueError(f"model_type is {kind!r}, must be one of {', '.join(SUPPORTED)}")
     for key, allowed in SUPPORTED[kind].items():
         if entry.get(key, allowed[0]) not in allowed:
@@ -124,6 +131,8 @@ def config_from_json(entry: dict) -> tuple[str, ModelConfig]:
             n_layer=entry["n_layer"], n_head=entry["n_head"], n_inner=entry.get("n_inner"),
             norm_eps=entry.get("layer_norm_epsilon", 1e-5), tied=entry.get("tie_word_embeddings", True))
     rope = entry.get("rope_parameters") or {"rope_theta": entry.get("rope_theta", 10000.0)}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_parameters is {rope!r}, must be an object")
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"rope_type is {rope['rope_type']!r}, must be 'default'")
     bias = entry.get("attention_bias", False)

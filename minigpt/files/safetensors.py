@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import atomic_write
+from .json_file import parse_json
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
           "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
@@ -58,26 +59,40 @@ class SafeTensors:
                 raise ValueError(f"{path}: not a safetensors file, or cut off: its first 8 bytes announce a header of "
                                  f"{length} bytes, but {max(size - 8, 0)} follow")
             text = file.read(length)
-        try:
-            header = json.loads(text)
-            self.metadata = header.pop("__metadata__", {})
-            self._entries = {name: self._entry(name, entry, size - 8 - length) for name, entry in header.items()}
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"{path}: not a safetensors file: its header cannot be read ({error!r})") from None
+        header = parse_json(text, f"{path}: not a safetensors file: its header")
+        self.metadata = header.pop("__metadata__", {})
+        if not isinstance(self.metadata, dict) or not all(isinstance(value, str) for value in self.metadata.values()):
+            raise ValueError(f"{path}: __metadata__ is {self.metadata!r}, must be texts by name")
+        self._entries = {name: self._entry(name, entry, size - 8 - length) for name, entry in header.items()}
+        self._check_that_tensors_fill(size - 8 - length)
         self.shapes = {name: shape for name, (_, shape, _) in self._entries.items()}
         self._data = np.memmap(self.path, np.uint8, "r", 8 + length) if size > 8 + length else np.empty(0, np.uint8)
 
     def _entry(self, name, entry, data_size):
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
-        begin, end = entry["data_offsets"][0], entry["data_offsets"][1]
+        try:
+            dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}: not a safetensors file: its header cannot be read (tensor {name}: {error!r})") \
+                from None
         if dtype not in DTYPES:
             raise ValueError(f"{self.path}: tensor {name} is {dtype}, must be one of {', '.join(DTYPES)}")
-        if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) \
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) \
                 or end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
             raise ValueError(f"{self.path}: tensor {name} is {dtype} {shape}, which bytes {begin} .. {end} do not fit")
         if end > data_size:
             raise ValueError(f"{self.path}: cut off: tensor {name} ends at byte {end} of {data_size} that are there")
         return dtype, shape, slice(begin, end)
+
+    def _check_that_tensors_fill(self, data_size):
+        """One tensor begins where the one before ends: no byte belongs to two of them, or to none."""
+        end = 0
+        for name, (_, _, place) in sorted(self._entries.items(), key=lambda item: (item[1][2].start, item[1][2].stop)):
+            if place.start != end:
+                raise ValueError(f"{self.path}: tensor {name} begins at byte {place.start}, must begin at {end}, where "
+                                 "the one before it ends")
+            end = place.stop
+        if end != data_size:
+            raise ValueError(f"{self.path}: the tensors end at byte {end}, must fill all {data_size}")
 
     def keys(self):
         return self._entries.keys()
