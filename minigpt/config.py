@@ -49,7 +49,7 @@ class ModelConfig:
                 raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be True or False")
         for field in ("norm_eps", "rope_base"):
             value = getattr(self, field)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if not isinstance(value, (int, float)) or value is True or not 0 < value < math.inf:
                 raise ValueError(f"ModelConfig: {field} is {value!r}, must be a positive number")
         if self.n_embd % self.n_head:
             raise ValueError(f"ModelConfig: n_embd is {self.n_embd}, must be a multiple of n_head, {self.n_head}")

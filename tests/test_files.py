@@ -264,8 +264,8 @@ BAD = {
     "missing shard": (index({"wte.weight": "model-1-of-2.safetensors"}), "index.json: names the file 'model-1-of-2"),
     "no shards": (index({}), "index.json: weight_map is {}, must be an object that names files"),
     "shards in a list": (index([]), r"index.json: weight_map is \[\], must be an object that names files"),
-    "shard is a number": (index({"wte.weight": 5}), "index.json: names the file 5, must be a .safetensors"),
-    "shard is a folder": (index({"wte.weight": ".."}), "index.json: names the file '..', must be a .safetensors"),
+    "shard is a number": (index({"wte.weight": 5}), "index.json: names the file 5, must be .safetensors"),
+    "shard is a folder": (index({"wte.weight": ".."}), "index.json: names the file '..', must be .safetensors"),
     "shard elsewhere": (index({"wte.weight": "../secret.safetensors"}), "index.json: names the file '../secret"),
 }
 

@@ -61,7 +61,8 @@ def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
         raise ValueError(f"{directory / CONFIG}: {error}") from None
     files = _weight_files(directory, PREFIX[kind])
     if config.n_layer > len(files):
-        raise ValueError(f"{directory / CONFIG}: asks for {config.n_layer} layers, the weights hold {len(files)} tensors")
+        raise ValueError(f"{directory / CONFIG}: asks for {config.n_layer} layers, "
+                         f"the weights hold {len(files)} tensors")
     shapes, places = config.parameter_shapes(), layout(config, kind)
     for tensor, (name, *part) in places.items():          # all of them, before any memory is asked for
         if tensor not in files:
@@ -104,7 +105,7 @@ def _shards(directory):
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors") \
                 or not (directory / name).is_file():
-            raise ValueError(f"{directory / INDEX}: names the file {name!r}, must be a .safetensors that lies beside it")
+            raise ValueError(f"{directory / INDEX}: names the file {name!r}, must be .safetensors and lie beside it")
     return sorted(set(weight_map.values()))
 
 

@@ -72,8 +72,8 @@ class SafeTensors:
         try:
             dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path}: not a safetensors file: its header cannot be read (tensor {name}: {error!r})") \
-                from None
+            raise ValueError(f"{self.path}: not a safetensors file: its header says {entry!r} of {name} "
+                             f"({error!r})") from None
         if dtype not in DTYPES:
             raise ValueError(f"{self.path}: tensor {name} is {dtype}, must be one of {', '.join(DTYPES)}")
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)) \
