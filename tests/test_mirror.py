@@ -8,7 +8,10 @@ against finite differences at the end of the file, and against torch in test_jud
 import functools
 import importlib.util
 import inspect
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -454,6 +457,19 @@ def _array(*shape):
     ("cross_entropy_forward", dict(logits=_array(2, 3), targets=np.array([0, 3])), ValueError, ("targets[1] is 3",)),
     ("cross_entropy_forward", dict(logits=_array(2, 3), targets=np.array([-1, 0])), ValueError, ("targets[0] is -1",)),
     ("adamw", dict(step=0), ValueError, ("step",)),
+    ("adamw", dict(step=1.5), TypeError, ("step", "integer")),
+    ("adamw", dict(lr=None), TypeError, ("lr", "number")),
+    ("layernorm_forward", dict(eps="x"), TypeError, ("eps", "number")),
+    ("layernorm_forward", dict(eps=-1.0), ValueError, ("eps", "at least 0")),
+    ("layernorm_backward", dict(mean=np.float32(0)), TypeError, ("mean", "array")),
+    ("gelu_backward", dict(dy=np.float32(1), x=np.array(1, np.float32)), TypeError, ("dy", "array")),
+    ("embedding_forward", dict(wte=_array(5, 0)), ValueError, ("wte", "empty")),
+    ("attention_forward", dict(causal="no"), TypeError, ("causal", "True or False")),
+    ("attention_forward", dict(scale=1e300), ValueError, ("scale", "finite")),
+    ("cross_entropy_forward", dict(ignore_index=None), TypeError, ("ignore_index", "integer")),
+    ("cross_entropy_backward", dict(dloss=None), TypeError, ("dloss", "number")),
+    ("gelu_forward", dict(x=_array(2, 3), out=np.broadcast_to(np.float32(0), (2, 3))), ValueError, ("out", "read-only")),
+    ("adamw", dict(v=np.broadcast_to(np.float32(0), _small("adamw")["v"].shape)), ValueError, ("v", "read-only")),
 ])
 def test_refuses_bad_values(op, changes, kind, words):
     assert refused(op, dict(_small(op), **changes), *words) is kind
@@ -594,3 +610,20 @@ def test_gradients_are_derivatives(backward, kernel):
             error, largest = np.abs(numeric - gradient).max(), np.abs(gradient).max()
             assert error <= 1e-6 * max(largest, 1e-3), f"{case}: {name} differs by {error:.2g} of {largest:.2g}"
     assert tried >= 2
+
+
+@pytest.mark.skipif(len(IMPLEMENTATIONS) == 1 or not hasattr(os, "fork"), reason="needs the C++ kernels and fork")
+def test_a_forked_process_computes_on_its_own():
+    """Threads do not survive a fork; waiting for them would hang the data workers of every loader."""
+    script = """
+import os, numpy as np, minigpt
+ops, x = minigpt.ops.load("cpp"), np.ones((512, 768), np.float32)
+minigpt.set_num_threads(2)
+ops.gelu_forward(x)
+child = os.fork()
+if not child:
+    ops.gelu_forward(x)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
