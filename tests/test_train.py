@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -420,6 +421,51 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         with pytest.raises(ValueError, match=f"checkpoint-12/{name}"):
             trainer(tmp_path).train(resume_from_checkpoint=True)
         path.write_bytes(content)
+
+
+@pytest.mark.parametrize("field, value, must_be", [
+    ("global_step", -5, "the number of its folder"),
+    ("global_step", 4.5, "the number of its folder"),
+    ("global_step", 10**9, "the number of its folder"),
+    ("max_steps", None, "an integer"),
+    ("epoch", True, "a float"),
+    ("best_metric", math.nan, "a float or null"),
+    ("best_model_checkpoint", 5, "the name of a checkpoint beside it or null"),
+    ("best_model_checkpoint", "../../etc", "the name of a checkpoint beside it or null"),
+    ("best_model_checkpoint", "checkpoint-5", "the name of a checkpoint beside it or null"),
+    ("unlogged_loss", "x", "a float"),
+    ("log_history", None, "a list of objects"),
+    ("log_history", [1], "a list of objects"),
+    ("log_history", [{"loss": 1.0}], "a list of objects"),
+    ("log_history", [{"epoch": 0.5, "loss": "x", "step": 1}], "a list of objects"),
+    ("run", [1], "an object"),
+])
+def test_a_state_that_was_edited_is_refused_and_harms_nothing(trained, field, value, must_be):
+    path = trained / "checkpoint-12" / "trainer_state.json"
+    content = path.read_text()
+    path.write_text(json.dumps(json.loads(content) | {field: value}))
+    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged: {field} is {value!r}, must be {must_be}")):
+        trainer(trained).train(resume_from_checkpoint=True)
+    path.write_text(content)
+    assert list(checkpoint.listed(trained)) == [4, 8, 12]
+
+
+@pytest.mark.parametrize("content", ["null", "{}", '{"run": {}}', "[" * 100000])
+def test_a_state_that_is_none_is_refused(trained, content):
+    path = trained / "checkpoint-12" / "trainer_state.json"
+    before = path.read_text()
+    path.write_text(content)
+    with pytest.raises(ValueError, match="checkpoint-12/trainer_state.json is damaged"):
+        trainer(trained).train(resume_from_checkpoint=True)
+    path.write_text(before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run that has ended."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer(folder).train()
+    return folder
 
 
 # ---------------------------------------------------------------------------------------------------------------

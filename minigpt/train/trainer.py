@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from .optimizer import AdamW, clip_scale, global_norm
 from .plot import plot_losses
 from .progress import Progress
 from .schedule import learning_rate
+from .state import TrainerState, read_state, write_state
 
 IGNORED = -100  # the label of a position that does not count
 
@@ -34,19 +35,6 @@ IGNORED = -100  # the label of a position that does not count
 EXACT = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
          "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
          "max_grad_norm", "seed")
-
-
-@dataclass
-class TrainerState:
-    """Where a run is. Saved in every checkpoint as trainer_state.json."""
-
-    global_step: int = 0  # steps of the optimiser done
-    max_steps: int = 0
-    epoch: float = 0.0
-    best_metric: float | None = None  # the lowest eval_loss, and the checkpoint that has it
-    best_model_checkpoint: str | None = None
-    unlogged_loss: float = 0.0  # sum over the steps since the last log
-    log_history: list = field(default_factory=list)
 
 
 class TrainOutput(NamedTuple):
@@ -251,8 +239,7 @@ class Trainer:
     def _fill_checkpoint(self, folder):
         self.save_model(folder)
         write_safetensors(folder / "optimizer.safetensors", self.optimizer.state_dict())
-        trainer_state = json.dumps({**asdict(self.state), "run": self._run}, indent=1)
-        (folder / "trainer_state.json").write_text(trainer_state, encoding="utf-8")
+        write_state(folder, self.state, self._run)
 
     def _start(self, resume):
         """Sets the run up in output_dir, at its beginning or at a checkpoint; returns the state."""
@@ -312,12 +299,7 @@ class Trainer:
 
     def _load(self, folder):
         """Takes weights, moments and state from a checkpoint."""
-        path = folder / "trainer_state.json"
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            run, state = saved.pop("run"), TrainerState(**saved)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r})") from error
+        state, run = read_state(folder)
         for name in run | self._run:
             if run.get(name) != self._run.get(name):
                 raise ValueError(f"cannot resume from {folder}: {name} was {run.get(name)}, is now "
