@@ -319,7 +319,27 @@ def changed(path, value):
         (changed("model.merges", [["a", "QQ"]]), "merge 0 is a QQ"),
         (changed("model.vocab", {"▁the": 0}), "'▁the' is not spelled in bytes"),
         (lambda spec: spec["added_tokens"][0].update(single_word=True), "'single_word'"),
-        (lambda spec: spec.pop("model"), "not a tokenizer.json"),
+        (lambda spec: spec.pop("model"), "not a tokenizer.json: model is None, must be an object"),
+        (changed("model.vocab", []), "vocab is [], must be an object of ids"),
+        (changed("model.vocab", {}), "vocab is {}, must be an object of ids"),
+        (changed("model.vocab.a", "5"), "the id of 'a' is '5', must be an integer in 0 .. 16777215"),
+        (changed("model.vocab.a", True), "the id of 'a' is True, must be an integer"),
+        (changed("model.vocab.a", -3), "the id of 'a' is -3, must be an integer"),
+        (changed("model.vocab.a", 10**13), "the id of 'a' is 10000000000000, must be an integer"),
+        (changed("model.vocab.\ud800", 5), "is not spelled in bytes"),
+        (changed("model.merges", None), "merges is None, must be a list"),
+        (changed("model.merges", [5]), "not a tokenizer.json (TypeError"),
+        (changed("model.merges", [["a", "b", "c"]]), "merge 0 is ['a', 'b', 'c'], must be two tokens"),
+        (changed("added_tokens", {"a": 1}), "added_tokens is {'a': 1}, must be a list"),
+        (changed("added_tokens", [5]), "an added token is 5, must be an object"),
+        (changed("added_tokens", [{"id": 1}]), "content is None, must be a text"),
+        (changed("added_tokens", [{"id": 1, "content": ""}]), "content is '', must be a text that is not empty"),
+        (changed("added_tokens", [{"id": "1", "content": "x"}]), "the id of 'x' is '1', must be an integer"),
+        (changed("added_tokens", [{"id": 1, "content": "\ud800"}]), "not a tokenizer.json (UnicodeEncodeError"),
+        (changed("normalizer", "NFC"), "normalizer is 'NFC', must be of a type"),
+        (changed("normalizer", {"a": 1}), "normalizer is {'a': 1}, must be of a type"),
+        (changed("pre_tokenizer", {"type": "Sequence", "pretokenizers": 5}), "not a tokenizer.json (TypeError"),
+        (changed("decoder", []), "decoder is [], must be of a type"),
     ],
 )
 def test_refuses_other_tokenizer_json_by_name(change, complaint, trained, tmp_path):
@@ -353,9 +373,10 @@ def test_reads_rank_files(tmp_path):
 @pytest.mark.parametrize(
     "name, content, complaint",
     [
-        ("tokenizer.json", b"{", "not a tokenizer.json"),
-        ("tokenizer.json", b"[1, 2]", "not a tokenizer.json"),
-        ("tokenizer.json", b"\xff\xfe", "damaged"),
+        ("tokenizer.json", b"{", "must be JSON"),
+        ("tokenizer.json", b"[" * 100_000, "must be JSON"),
+        ("tokenizer.json", b"[1, 2]", "holds a list, must be a JSON object"),
+        ("tokenizer.json", b"\xff\xfe", "must be JSON"),
         ("vocab.bpe", b"#version: 0.2\na b c\n", "two tokens on every line"),
         ("vocab.bpe", b"", "two tokens on every line"),
         ("gpt2.tiktoken", b"IQ== 0\nnonsense\n", "line 2 is 'nonsense'"),
@@ -370,6 +391,14 @@ def test_refuses_broken_files(name, content, complaint, tmp_path):
     with pytest.raises(ValueError, match=complaint) as error:
         Tokenizer.from_file(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("config", [b"[1]", b'"a"', b"null", b'{"eos_token": [5]}', b'{"eos_token": {"content": [1]}}'])
+def test_refuses_broken_roles(config, trained, tmp_path):
+    trained.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(config)
+    with pytest.raises(ValueError, match="tokenizer_config.json: (holds a .*, must be a JSON|eos_token is .*must)"):
+        Tokenizer.from_pretrained(tmp_path)
 
 
 def test_missing_files(tmp_path):

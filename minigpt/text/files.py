@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minigpt.files.atomic import atomic_write
+from minigpt.files.json_file import read_json
 from minigpt.text import bpe, patterns
 from minigpt.text.char import CharTokenizer
 from minigpt.text.tokenizer import ROLES, AddedToken, Tokenizer
 
 FOLDER_FILES = ("tokenizer.json", "vocab.bpe", "merges.txt", "*.tiktoken", "*.tiktoken.gz")
+MOST_TOKENS = 1 << 24  # an id beyond is a mistake, and would cost its weight in memory
 VOCABULARY_OF = {"vocab.bpe": "encoder.json", "merges.txt": "vocab.json"}
 
 
@@ -37,13 +39,13 @@ def read_file(path: str | os.PathLike, encoding: str | None = None) -> Tokenizer
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no file {path}")
+    if path.suffix == ".json":
+        return _from_json(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             text = file.read().decode("utf-8")
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{path}: damaged, or not a tokenizer file ({error})") from None
-    if path.suffix == ".json":
-        return _from_json(text, path)
     if path.name.removesuffix(".gz").endswith(".tiktoken"):
         return _from_tiktoken(text, path, encoding or path.name.split(".")[0])
     if path.name.endswith((".bpe", ".txt")):
@@ -60,7 +62,8 @@ def _from_merges(text: str, path: Path) -> Tokenizer:
         raise ValueError(f"{path}: not a file of merges, which has two tokens on every line")
     beside = path.with_name(VOCABULARY_OF.get(path.name, "encoder.json"))
     if beside.is_file():
-        vocab = json.loads(beside.read_text("utf-8"))
+        vocab = read_json(beside)
+        _check_ids(vocab, beside)
     else:
         vocab = {bpe.BYTE_TO_CHAR[byte]: id for id, byte in enumerate(bpe.BYTE_ORDER)}
         for left, right in pairs:
@@ -103,13 +106,48 @@ def _from_tiktoken(text: str, path: Path, encoding: str) -> Tokenizer:
     return Tokenizer(tokens, merges, (pattern,), added_tokens, ignore_merges=True)
 
 
-def _from_json(text: str, path: Path) -> Tokenizer:
+def _from_json(path: Path) -> Tokenizer:
+    spec = read_json(path)
+    _check_spec(spec, path)
     try:
-        spec = json.loads(text)
-        model = spec["model"]
-        kind, vocab = model.get("type", "BPE"), model["vocab"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _from_spec(spec, path)
+    except (KeyError, TypeError, AttributeError, OverflowError, UnicodeError) as error:
         raise ValueError(f"{path}: not a tokenizer.json ({type(error).__name__}: {error})") from None
+
+
+def _check_spec(spec: dict, path: Path) -> None:
+    """ValueError if a part of it that is read here is not of the type it must be."""
+
+    def check(right, name, value, must):
+        if not right:
+            raise ValueError(f"{path}: not a tokenizer.json: {name} is {value!r}, must be {must}")
+
+    model, added = spec.get("model"), spec.get("added_tokens") or []
+    check(isinstance(model, dict), "model", model, "an object")
+    check(isinstance(model.get("vocab"), dict) and model["vocab"], "vocab", model.get("vocab"), "an object of ids")
+    check(isinstance(model.get("merges"), list), "merges", model.get("merges"), "a list")
+    check(isinstance(added, list), "added_tokens", added, "a list")
+    ids = dict(model["vocab"])
+    for token in added:
+        check(isinstance(token, dict), "an added token", token, "an object")
+        content = token.get("content")
+        check(isinstance(content, str) and content, "content", content, "a text that is not empty")
+        ids[content] = token.get("id")
+    _check_ids(ids, path)
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        part = spec.get(name)
+        check(part is None or isinstance(part, dict) and isinstance(part.get("type"), str), name, part, "of a type")
+
+
+def _check_ids(ids: dict, path: Path) -> None:
+    for token, id in ids.items():
+        if type(id) is not int or not 0 <= id < MOST_TOKENS:
+            raise ValueError(f"{path}: the id of {token!r} is {id!r}, must be an integer in 0 .. {MOST_TOKENS - 1}")
+
+
+def _from_spec(spec: dict, path: Path) -> Tokenizer:
+    model = spec["model"]
+    kind, vocab = model.get("type", "BPE"), model["vocab"]
 
     def refuse(what):
         raise ValueError(f"{path}: {what} is not supported, only byte-level BPE as of GPT-2, GPT-4 and Llama 3 is")
@@ -174,7 +212,10 @@ def _tables(vocab: dict[str, int], pairs: list, added: dict[str, AddedToken], pa
         except KeyError:
             raise ValueError(f"{path}: token {text!r} is not spelled in bytes: this is no byte-level BPE") from None
     merges = {}
-    for rank, (left, right) in enumerate(pairs):
+    for rank, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(f"{path}: merge {rank} is {pair!r}, must be two tokens")
+        left, right = pair
         try:
             merges[vocab[left], vocab[right]] = (rank, vocab[left + right])
         except KeyError as error:
@@ -184,15 +225,17 @@ def _tables(vocab: dict[str, int], pairs: list, added: dict[str, AddedToken], pa
 
 def _read_roles(path: Path, added: dict[str, AddedToken]) -> dict[str, str]:
     """Which token ends a text, masks and pads, from tokenizer_config.json if it is there."""
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from None
-    names = {role: config.get(role) for role in ROLES}
-    names = {role: name["content"] if isinstance(name, dict) else name for role, name in names.items()}
-    return {role: name for role, name in names.items() if name in added}
+    config, roles = read_json(path), {}
+    for role in ROLES:
+        name = config.get(role)
+        name = name.get("content") if isinstance(name, dict) else name
+        if not isinstance(name, str | None):
+            raise ValueError(f"{path}: {role} is {config[role]!r}, must be a text or an object with a text as content")
+        if name in added:
+            roles[role] = name
+    return roles
 
 
 def write_folder(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
