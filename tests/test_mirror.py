@@ -468,7 +468,8 @@ def _array(*shape):
     ("attention_forward", dict(scale=1e300), ValueError, ("scale", "finite")),
     ("cross_entropy_forward", dict(ignore_index=None), TypeError, ("ignore_index", "integer")),
     ("cross_entropy_backward", dict(dloss=None), TypeError, ("dloss", "number")),
-    ("gelu_forward", dict(x=_array(2, 3), out=np.broadcast_to(np.float32(0), (2, 3))), ValueError, ("out", "read-only")),
+    ("gelu_forward", dict(x=_array(2, 3), out=np.broadcast_to(np.float32(0), (2, 3))), ValueError,
+     ("out", "read-only")),
     ("adamw", dict(v=np.broadcast_to(np.float32(0), _small("adamw")["v"].shape)), ValueError, ("v", "read-only")),
 ])
 def test_refuses_bad_values(op, changes, kind, words):
