@@ -67,7 +67,7 @@ BUGS = [
     Bug("positions that start at 0 whatever the cache holds", "embedding_forward", NUMPY,
         "x += wpe[position:position + T] ", "x += wpe[:T] "),
     Bug("gelu's gradient without the derivative of tanh", "gelu_backward", NUMPY,
-        "(0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du)", "(0.5 * (1.0 + t))"),
+        "(0.5 * (1.0 + t) + 0.5 * du_slope)", "(0.5 * (1.0 + t))"),
     Bug("the rotation the wrong way round", "rope_forward", NUMPY,
         "[a * cos - b * sin, b * cos + a * sin]", "[a * cos + b * sin, b * cos - a * sin]"),
     Bug("dlogits without the one-hot target", "cross_entropy_backward", NUMPY,

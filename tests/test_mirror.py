@@ -210,8 +210,8 @@ def test_any_number_of_threads_gives_the_same_bits(ops, op, kernel):
 
 @every_rung
 def test_any_strides(ops, op, kernel):
-    """Transposed, and every second element of larger arrays; the results too."""
-    for change in (_transposed, _sparse):
+    """Transposed, every second element of larger arrays, and at odd addresses; the results too."""
+    for change in (_transposed, _sparse, _unaligned):
         for case, expected in cases(op, change):
             arguments = budget.convert(case.arguments, change)
             option = {} if BUFFERS[op] is None else buffers(
@@ -230,6 +230,13 @@ def _sparse(x):
     larger = nan_array([2 * n for n in x.shape], x.dtype)
     larger[tuple(slice(1, None, 2) for _ in x.shape)] = x
     return larger[tuple(slice(1, None, 2) for _ in x.shape)]
+
+
+def _unaligned(x):
+    bytes_ = np.zeros(x.nbytes + 1, np.uint8)
+    result = bytes_[1:].view(x.dtype).reshape(x.shape)
+    result[...] = x
+    return result
 
 
 @rungs_of("attention_forward", "attention_backward")
@@ -338,6 +345,14 @@ def test_nan_and_infinity_reach_what_depends_on_them(ops, op, kernel):
 
 def _not_finite(x):
     return ~np.isfinite(x)
+
+
+@rungs_of("gelu_backward")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_gelu_is_straight_far_out(ops, op, kernel):
+    """Where x^2 and x^3 are too large for float32, the gradient is 0 on the left and 1 on the right."""
+    x = np.float32([-3e38, -1e20, -1e13, 1e13, 1e20, 3e38])
+    assert getattr(ops, op)(np.ones_like(x), x).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------

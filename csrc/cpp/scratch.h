@@ -2,7 +2,6 @@
 // more than arithmetic. Declare it `static thread_local`, so that two Python threads do not share one.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -15,11 +14,9 @@ class Scratch {
   // Room for n floats, aligned to a cache line, holding anything. What was there before is lost when it grows.
   float* get(int64_t n) {
     if (n > size_) {
-      std::free(data_);
-      size_ = 0;
+      release();
       size_t bytes = (n * sizeof(float) + PAGE - 1) / PAGE * PAGE;
-      data_ = static_cast<float*>(std::aligned_alloc(PAGE, bytes));
-      if (!data_) throw std::bad_alloc();
+      data_ = static_cast<float*>(::operator new(bytes, std::align_val_t{PAGE}));
 #if defined(__linux__)
       madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
@@ -29,10 +26,15 @@ class Scratch {
   }
   Scratch() = default;
   Scratch(const Scratch&) = delete;
-  ~Scratch() { std::free(data_); }
+  ~Scratch() { release(); }
 
  private:
   static constexpr size_t PAGE = 2 << 20;  // a huge page: one entry of the address cache for 2 MiB
+  void release() {
+    ::operator delete(data_, std::align_val_t{PAGE});
+    data_ = nullptr;
+    size_ = 0;
+  }
   float* data_ = nullptr;
   int64_t size_ = 0;
 };

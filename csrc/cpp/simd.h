@@ -156,6 +156,7 @@ inline vec interleave(vec a, vec b, std::integer_sequence<int, i...>) {
 // half of the rows with the second turns that number left by one bit, so log2(ROWS) rounds bring the lane to the front.
 template <int ROWS>
 inline void transpose(vec (&v)[ROWS]) {
+  static_assert((ROWS & (ROWS - 1)) == 0, "rounds of halves");
   constexpr auto all = std::make_integer_sequence<int, LANES>{};
   for (int round = 1; round < ROWS; round *= 2) {
     vec w[ROWS];

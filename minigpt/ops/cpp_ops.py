@@ -55,16 +55,22 @@ def _float32(op, name, x):
         raise TypeError(f"{op}: {name} is {x.dtype}, must be float32 in the C++ backend")
 
 
+def _plain(x):
+    """Whether a kernel can read and write x as it lies: contiguous, at an address that is a multiple of its items."""
+    flags = x.flags
+    return flags.c_contiguous and flags.aligned
+
+
 def _in(x):
-    """An input as the kernels read it: contiguous, copied only if it is not."""
-    return x if x is None or x.flags.c_contiguous else x.copy()
+    """An input as the kernels read it: copied only if it is not plain."""
+    return x if x is None or _plain(x) else x.copy()
 
 
 def _out(given, shape):
-    """The array that a kernel writes: the caller's, unless there is none or it is not contiguous."""
+    """The array that a kernel writes: the caller's, unless there is none or it is not plain."""
     if given is None:
         return np.empty(shape, np.float32)
-    return given if given.flags.c_contiguous else given.copy()
+    return given if _plain(given) else given.copy()
 
 
 def _grad(given, shape, accumulate):
@@ -75,7 +81,7 @@ def _grad(given, shape, accumulate):
 
 
 def _integers(x):
-    return np.ascontiguousarray(x, np.int64)
+    return _in(x.astype(np.int64, copy=False))
 
 
 def _walkable(x):
@@ -84,7 +90,7 @@ def _walkable(x):
 
 
 def _heads(x):
-    return x if _walkable(x) else np.ascontiguousarray(x)
+    return x if _walkable(x) else x.copy()
 
 
 def _heads_out(x, shape):
@@ -293,7 +299,7 @@ def attention_forward(q, k, v, causal=True, scale=None, *, kernel=None, out=None
     _float32("attention_forward", "q", q)
     o, lse = out or (None, None)
     o_result = _heads_out(o, q.shape)
-    lse_result = lse if lse is not None and lse.flags.c_contiguous else np.empty(q.shape[:3], np.float32)
+    lse_result = _out(lse, q.shape[:3])
     _C.attention_forward(_heads(q), _heads(k), _heads(v), causal, scale, kernel, o_result, lse_result)
     return _deliver(o_result, o), _deliver(lse_result, lse)
 
@@ -303,7 +309,7 @@ def attention_backward(dout, q, k, v, out, lse, causal=True, scale=None, *, kern
     _float32("attention_backward", "q", q)
     dq, dk, dv = grads or (None, None, None)
     results = _heads_out(dq, q.shape), _heads_out(dk, k.shape), _heads_out(dv, v.shape)
-    _C.attention_backward(_heads(dout), _heads(q), _heads(k), _heads(v), _heads(out), np.ascontiguousarray(lse),
+    _C.attention_backward(_heads(dout), _heads(q), _heads(k), _heads(v), _heads(out), _in(lse),
                           causal, scale, kernel, *results)
     return tuple(_deliver(result, given) for result, given in zip(results, (dq, dk, dv), strict=True))
 

@@ -234,8 +234,9 @@ def gelu_backward(dy, x, *, grads=None):
     grads (one array, dx) may be dy itself."""
     check.same_shape("gelu_backward", dy=dy, x=x, grads=grads)
     t = np.tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))
-    du = SQRT_2_OVER_PI * (1.0 + 3.0 * GELU_CUBIC * x * x)
-    return _store(dy * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du), grads)
+    slope = x * (1.0 - t * t)            # before it meets x^2: it is 0 far out, where x^2 may be infinite
+    du_slope = SQRT_2_OVER_PI * (slope + 3.0 * GELU_CUBIC * slope * x * x)
+    return _store(dy * (0.5 * (1.0 + t) + 0.5 * du_slope), grads)
 
 
 def _sigmoid(x):

@@ -17,7 +17,9 @@
 
 namespace minigpt {
 
-constexpr int64_t QUERY_TILE = 96, KEY_TILE = 192;  // both are whole TILE_ROWS, and KEY_TILE whole panels
+constexpr int64_t QUERY_TILE = 96, KEY_TILE = 192;
+static_assert(QUERY_TILE % TILE_ROWS == 0 && KEY_TILE % TILE_ROWS == 0 && KEY_TILE % PANEL == 0,
+              "the tiles would overrun their buffers");
 
 static vec zero(int, const float*) { return vec{}; }
 static vec what_is_there(int, const float* c) { return load(c); }

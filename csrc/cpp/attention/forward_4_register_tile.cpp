@@ -19,6 +19,7 @@ namespace minigpt {
 
 constexpr int64_t QUERY_TILE = 96;  // whole TILE_ROWS; its queries and outputs stay in the L2 cache
 constexpr int64_t KEY_TILE = 192;   // whole panels
+static_assert(QUERY_TILE % TILE_ROWS == 0 && KEY_TILE % PANEL == 0, "the tiles would overrun their buffers");
 
 void attention_forward_register_tile(const AttentionShape& shape, Heads<const float> q, Heads<const float> k,
                                      Heads<const float> v, Heads<float> out, float* lse) {

@@ -21,7 +21,7 @@ void product_panels(const Product& p) {
     });
     parallel_for(p.N, TILE_COLUMNS, [&](int64_t j, int64_t) {
       for (int64_t i = 0; i < p.M; i++) {
-        Tile<1> c{};
+        Tile<1> c;
         multiply<1>(depth, p.a.at(i, k), p.a.row, p.a.column, b + panels_size<TILE_COLUMNS>(j, depth), c);
         finish<1>(p, i, j, p.M, p.N, c, k == 0, k + depth == p.K);
       }

@@ -13,7 +13,7 @@ namespace minigpt {
 // Rows i .. i + ROWS - 1 of C, in the columns of one panel, and depth terms of the sum from k on.
 template <int ROWS>
 static void rows(const Product& p, int64_t i, int64_t j, int64_t k, int64_t depth, const float* panel) {
-  Tile<ROWS> c{};
+  Tile<ROWS> c;
   multiply<ROWS>(depth, p.a.at(i, k), p.a.row, p.a.column, panel, c);
   finish<ROWS>(p, i, j, p.M, p.N, c, k == 0, k + depth == p.K);
 }

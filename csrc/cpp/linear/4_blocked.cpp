@@ -26,7 +26,7 @@ struct Slab {
 static void multiply_tile(const Product& p, const Slab& s, int64_t i, int64_t j) {
   const float *a = s.a + panels_size<TILE_ROWS>(i, s.depth), *b = s.b + panels_size<TILE_COLUMNS>(j, s.depth);
   int64_t vectors = ceil_div(s.columns - j, LANES);
-  Tile<TILE_ROWS> c{};
+  Tile<TILE_ROWS> c;
   if (vectors >= TILE_VECTORS) {
     multiply<TILE_ROWS>(s.depth, a, 1, TILE_ROWS, b, c);
   } else if (vectors == 1) {

@@ -56,6 +56,7 @@ void copy_panels(Matrix m, int64_t lanes, int64_t depth, float* panels) {
 template <int WIDTH>
 void transpose_panels(Matrix m, int64_t lanes, int64_t depth, float* panels) {
   constexpr int GROUP = WIDTH < LANES ? WIDTH : LANES, STEP = GROUP < WIDTH ? WIDTH : LANES;
+  static_assert(WIDTH % GROUP == 0, "a panel is whole groups");
   for (int64_t lane = 0; lane < ceil_div(lanes, WIDTH) * WIDTH; lane += GROUP) {
     float* to = panels + lane / WIDTH * panel_size<WIDTH>(depth) + lane % WIDTH;
     for (int64_t k = 0; k < depth; k += LANES, to += LANES * WIDTH) {

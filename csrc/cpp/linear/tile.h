@@ -23,11 +23,13 @@ constexpr int TILE_COLUMNS = TILE_VECTORS * LANES;
 template <int ROWS>
 using Tile = vec[ROWS][TILE_VECTORS];
 
-// c (ROWS x TILE_COLUMNS) += a (ROWS x depth) * panel (depth x TILE_COLUMNS): for every k, the product of a column of a
-// and a row of the panel. Of the panel's vectors only the first VECTORS are looked at.
+// c (ROWS x TILE_COLUMNS) = a (ROWS x depth) * panel (depth x TILE_COLUMNS): for every k, the product of a column of a
+// and a row of the panel. Of the panel's vectors only the first VECTORS are looked at, the rest of c becomes 0. The sums are
+// a local array, which compilers keep in registers; c itself they might keep in memory.
 template <int ROWS, int VECTORS = TILE_VECTORS>
 inline void multiply(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* panel,
                      Tile<ROWS>& c) {
+  Tile<ROWS> sum{};
   for (int64_t k = 0; k < depth; k++, a += a_column, panel += TILE_COLUMNS) {
     vec b[VECTORS];
 #pragma GCC unroll 4
@@ -35,8 +37,13 @@ inline void multiply(int64_t depth, const float* a, int64_t a_row, int64_t a_col
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; v++) c[r][v] += a[r * a_row] * b[v];
+      for (int v = 0; v < VECTORS; v++) sum[r][v] += a[r * a_row] * b[v];
     }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < TILE_VECTORS; v++) c[r][v] = sum[r][v];
   }
 }
 
