@@ -50,7 +50,8 @@ def refused(capsys, argv):
     """Runs a command that must fail with exit code 2 and one line on stderr; returns the line."""
     capsys.readouterr()
     assert cli.main([str(argument) for argument in argv]) == 2
-    error = capsys.readouterr().err
+    shown, error = capsys.readouterr()
+    assert not shown or argv[0] != "generate", "the prompt must not stand before a complaint"
     assert error.startswith("minigpt: ") and error.count("\n") == 1, error
     return error
 
@@ -304,10 +305,12 @@ def test_a_full_disk(text_file, tmp_path):
 
 @pytest.mark.parametrize("options, message", [
     (["--temperature", "-1"], "temperature is -1.0, must be 0 or more"),
-    (["--top-k", "0"], "top_k is 0, must be 1 or more"),
+    (["--top-k", "0"], "top_k is 0, must be an integer of 1 or more"),
     (["--top-p", "1.5"], "top_p is 1.5, must be above 0 and at most 1"),
-    (["--max-new-tokens", "-5"], "max_new_tokens is -5, must be 0 or more"),
+    (["--max-new-tokens", "-5"], "max_new_tokens is -5, must be an integer of 0 or more"),
+    (["--seed", "-1"], "seed is -1, must be None or an integer of 0 or more"),
     (["--prompt", ""], "--prompt is empty"),
+    (["--prompt", "7\udcff"], "--prompt: '7\\udcff' is not UTF-8 text"),
     (["--prompt", "7 §"], "character '§' is not among the"),
     (["--model", "nowhere"], "nowhere"),
     (["--ops", "tpu"], "no backend named 'tpu'"),

@@ -152,10 +152,18 @@ def test_a_full_block_loses_its_older_half(block):
 @pytest.mark.parametrize("arguments, message", [
     (dict(tokens=[]), r"tokens has shape \(1, 0\), must be a list of ids or \(B, T\), and not empty"),
     (dict(tokens=[99]), r"tokens\[0, 0\] is 99, must be in 0 .. 30"),
-    (dict(max_new_tokens=-1), "max_new_tokens is -1, must be 0 or more"),
+    (dict(max_new_tokens=-1), "max_new_tokens is -1, must be an integer of 0 or more"),
+    (dict(max_new_tokens=1.5), "max_new_tokens is 1.5, must be an integer of 0 or more"),
+    (dict(max_new_tokens="x"), "max_new_tokens is 'x', must be an integer of 0 or more"),
+    (dict(max_new_tokens=0, temperature=-1), "temperature is -1, must be 0 or more"),
+    (dict(temperature=None), "temperature is None, must be 0 or more"),
+    (dict(seed=-1), "seed is -1, must be None or an integer of 0 or more"),
+    (dict(seed="x"), "seed is 'x', must be None or an integer of 0 or more"),
+    (dict(top_k=1.5), "top_k is 1.5, must be an integer of 1 or more"),
+    (dict(top_p="x"), "top_p is 'x', must be above 0 and at most 1"),
     (dict(temperature=-0.1), "temperature is -0.1, must be 0 or more"),
     (dict(temperature=float("nan")), "temperature is nan, must be 0 or more"),
-    (dict(top_k=0), "top_k is 0, must be 1 or more"),
+    (dict(top_k=0), "top_k is 0, must be an integer of 1 or more"),
     (dict(top_p=0.0), "top_p is 0.0, must be above 0 and at most 1"),
     (dict(top_p=1.5), "top_p is 1.5, must be above 0 and at most 1"),
 ])
@@ -193,13 +201,16 @@ def frequencies(n=40_000, **options):
     (dict(top_k=3, top_p=0.7), [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),     # of the three left 0.4 / 0.85 and 0.25 / 0.85
     (dict(temperature=0), [0, 1, 0, 0, 0]),
     (dict(temperature=1e-30), [0, 1, 0, 0, 0]),
+    (dict(temperature=1e-45), [0, 1, 0, 0, 0]),                           # too small for a float32,
+    (dict(temperature=1e-320), [0, 1, 0, 0, 0]),                          # and nearly for a float64
+    (dict(top_p=1e-300), [0, 1, 0, 0, 0]),
 ])
 def test_sampling_follows_the_distribution(options, expected):
     """Frequencies of 40,000 draws, each within five standard deviations; what is left out never comes."""
     expected = np.asarray(expected, float)
     got = frequencies(**options)
     assert (np.abs(got - expected) <= 5 * np.sqrt(expected * (1 - expected) / 40_000)).all(), got
-    if options.get("temperature") != 0 and "top_k" not in options:
+    if options.get("temperature", 1) > 1e-40 and "top_k" not in options:
         np.testing.assert_allclose(probabilities(LOGITS, **options)[0], expected, rtol=0, atol=1e-6)
 
 

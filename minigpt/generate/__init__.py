@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from numbers import Integral
 
 import numpy as np
 
 from .cache import KVCache
-from .sampling import sample
+from .sampling import check_options, sample
 
 __all__ = ["KVCache", "generate", "sample", "stream"]
 
@@ -47,7 +48,8 @@ def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: 
     again, because every position has changed. So the cost per token stays the same however long the text becomes.
     use_cache=False computes every position again for every token; it gives the same text, slowly.
     """
-    block, text = model.config.block_size, _checked(model.config, tokens, max_new_tokens)
+    check_options(temperature, top_k, top_p)
+    block, text = model.config.block_size, _checked(model.config, tokens, max_new_tokens, seed)
     if text.shape[1] > block:
         warnings.warn(f"generate: the prompt has {text.shape[1]} tokens, the model can see {block}: "
                       "only the last ones are used", stacklevel=4)
@@ -72,12 +74,14 @@ def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: 
         text = np.concatenate([text, ids[:, None]], axis=1)                                         # (B, T + 1)
 
 
-def _checked(config, tokens, max_new_tokens):
+def _checked(config, tokens, max_new_tokens, seed):
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"generate: tokens has shape {tokens.shape}, must be a list of ids or (B, T), and not empty")
-    if max_new_tokens < 0:
-        raise ValueError(f"generate: max_new_tokens is {max_new_tokens}, must be 0 or more")
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+        raise ValueError(f"generate: max_new_tokens is {max_new_tokens!r}, must be an integer of 0 or more")
+    if seed is not None and (not isinstance(seed, Integral) or seed < 0):
+        raise ValueError(f"generate: seed is {seed!r}, must be None or an integer of 0 or more")
     if not config.causal:
         raise ValueError("generate: the model has causal=False, must be causal to continue a text")
     return tokens
