@@ -406,7 +406,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"written \(No space left on device\); .*checkpoint-\d+ is complete"):
         run.train()
     monkeypatch.undo()
-    assert not [name for name in names(tmp_path / "full") if name.startswith(".")]
+    assert [name for name in names(tmp_path / "full") if name.startswith(".")] == [".lock"]
     again = trainer(tmp_path / "full", eval_strategy="no")
     again.train(resume_from_checkpoint=True)
     assert weights(again.model) == weights(whole_without.model) == weights(whole.model)
@@ -444,7 +444,7 @@ def test_a_state_that_was_edited_is_refused_and_harms_nothing(trained, field, va
     path = trained / "checkpoint-12" / "trainer_state.json"
     content = path.read_text()
     path.write_text(json.dumps(json.loads(content) | {field: value}))
-    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged: {field} is {value!r}, must be {must_be}")):
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {field} is {value!r}, must be {must_be}")):
         trainer(trained).train(resume_from_checkpoint=True)
     path.write_text(content)
     assert list(checkpoint.listed(trained)) == [4, 8, 12]
@@ -455,7 +455,7 @@ def test_a_state_that_is_none_is_refused(trained, content):
     path = trained / "checkpoint-12" / "trainer_state.json"
     before = path.read_text()
     path.write_text(content)
-    with pytest.raises(ValueError, match="checkpoint-12/trainer_state.json is damaged"):
+    with pytest.raises(ValueError, match="checkpoint-12/trainer_state.json: (must be|holds a)"):
         trainer(trained).train(resume_from_checkpoint=True)
     path.write_text(before)
 
@@ -484,6 +484,20 @@ def test_a_run_is_not_written_over(tmp_path):
     trainer(tmp_path).train()
     with pytest.raises(ValueError, match="holds a run already; resume it"):
         trainer(tmp_path).train()
+
+
+@pytest.mark.skipif(checkpoint.fcntl is None, reason="needs fcntl")
+def test_two_trainings_cannot_share_a_folder(tmp_path):
+    def intrude():
+        for resume in (None, True):
+            with pytest.raises(ValueError, match="output_dir .* is in use by another training"):
+                trainer(tmp_path / "shared").train(resume_from_checkpoint=resume)
+
+    run, alone = trainer(tmp_path / "shared"), trainer(tmp_path / "alone")
+    _at_step(run, 6, intrude)
+    run.train()
+    alone.train()
+    assert_same_run(tmp_path / "shared", tmp_path / "alone")
 
 
 def test_output_dir_must_be_writable(tmp_path):

@@ -9,10 +9,18 @@ In a checkpoint: model.safetensors, config.json and the tokenizer's files (`tran
 optimizer.safetensors with both moments of AdamW, and trainer_state.json with the rest.
 """
 
+import contextlib
 import os
 import re
 import shutil
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
 
 
 def listed(output_dir):
@@ -23,6 +31,19 @@ def listed(output_dir):
         if match and path.is_dir():
             found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+@contextlib.contextmanager
+def locked(output_dir):
+    """Keeps every other training out of output_dir; ValueError if one is at work there. The lock ends with the process,
+    however that ends; the empty file stays. Windows has no such lock, and goes without."""
+    with open(Path(output_dir) / LOCK, "ab") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output_dir {output_dir} is in use by another training") from None
+        yield
 
 
 def write(output_dir, step, fill):
@@ -61,6 +82,12 @@ def leftovers(output_dir):
 def remove_leftovers(output_dir):
     for path in leftovers(output_dir):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def contents(output_dir):
+    """The names of all else that is in output_dir, in order."""
+    ours = {Path(output_dir) / LOCK, *leftovers(output_dir)}
+    return sorted(path.name for path in set(Path(output_dir).iterdir()) - ours)
 
 
 def _part(path):

@@ -9,6 +9,8 @@ import re
 import reprlib
 from dataclasses import asdict, dataclass, field
 
+from ..files.json_file import read_json
+
 FILE = "trainer_state.json"
 
 
@@ -31,10 +33,7 @@ def write_state(folder, state, run):
 def read_state(folder):
     """state and run, as write_state got them. ValueError names the field that is not as it must be."""
     path, folder = folder / FILE, folder.resolve()
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error!r})") from None
+    saved = read_json(path)
 
     def is_beside(name):
         return type(name) is str and re.fullmatch(r"checkpoint-\d+", name) and (folder.parent / name).is_dir()
@@ -49,11 +48,11 @@ def read_state(folder):
         "log_history": (_is_log, "a list of objects that hold step, epoch and other numbers"),
         "run": (lambda x: type(x) is dict, "an object"),
     }
-    if type(saved) is not dict or saved.keys() != fields.keys():
-        raise ValueError(f"{path} is damaged: it must be an object of {', '.join(fields)}")
+    if saved.keys() != fields.keys():
+        raise ValueError(f"{path}: must be an object of {', '.join(fields)}")
     for name, (holds, must_be) in fields.items():
         if not holds(saved[name]):
-            raise ValueError(f"{path} is damaged: {name} is {reprlib.repr(saved[name])}, must be {must_be}")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(saved[name])}, must be {must_be}")
     run = saved.pop("run")
     return TrainerState(**saved), run
 

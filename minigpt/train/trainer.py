@@ -78,7 +78,12 @@ class Trainer:
         OSError if output_dir cannot be written, FloatingPointError if the loss is no longer a number, and
         KeyboardInterrupt after Ctrl-C, when everything is saved.
         """
-        args, state = self.args, self._start(resume_from_checkpoint)
+        self._check()
+        with checkpoint.locked(self.args.output_dir):
+            return self._train(resume_from_checkpoint)
+
+    def _train(self, resume):
+        args, state = self.args, self._start(resume)
         first, started, losses = state.global_step, time.perf_counter(), 0.0
         self._progress = Progress(first, state.max_steps, args.disable_tqdm)
         try:
@@ -241,11 +246,25 @@ class Trainer:
         write_safetensors(folder / "optimizer.safetensors", self.optimizer.state_dict())
         write_state(folder, self.state, self._run)
 
-    def _start(self, resume):
-        """Sets the run up in output_dir, at its beginning or at a checkpoint; returns the state."""
+    def _check(self):
+        """Makes output_dir, unless it is there; refuses one that is not ours to write, and a lack of data."""
         if not self.train_dataset:
             raise ValueError("Trainer.train: train_dataset is empty" if self.train_dataset is not None else
                              "Trainer.train: there is no train_dataset")
+        folder = Path(self.args.output_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # the folder may be there and still refuse
+                pass
+        except OSError as error:
+            raise OSError(f"output_dir {folder} cannot be written ({error.strerror or error})") from error
+        names = checkpoint.contents(folder)
+        if names and not checkpoint.listed(folder) and "metrics.jsonl" not in names:
+            raise ValueError(f"output_dir {folder} holds other things ({names[0]}); it must be empty, or hold a run to "
+                             "resume")
+
+    def _start(self, resume):
+        """Sets the run up in output_dir, at its beginning or at a checkpoint; returns the state."""
         args, folder = self.args, Path(self.args.output_dir)
         source = self._source(resume)
         self.optimizer = AdamW(self.model.params, self.model.ops, args.adam_beta1, args.adam_beta2, args.adam_epsilon,
@@ -263,21 +282,10 @@ class Trainer:
         return self.state
 
     def _source(self, resume):
-        """Makes output_dir ready for writing; returns the checkpoint to start from, or None for the beginning."""
+        """The checkpoint to start from, or None for the beginning."""
         folder = Path(self.args.output_dir)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):  # the folder may be there and still refuse
-                pass
-        except OSError as error:
-            raise OSError(f"output_dir {folder} cannot be written ({error.strerror or error})") from error
-        names = sorted(path.name for path in set(folder.iterdir()) - set(checkpoint.leftovers(folder)))
         checkpoints = checkpoint.listed(folder)
-        own = checkpoints or "metrics.jsonl" in names
-        if names and not own:
-            raise ValueError(f"output_dir {folder} holds other things ({names[0]}); it must be empty, or hold a run to "
-                             "resume")
-        if names and not resume:
+        if checkpoint.contents(folder) and not resume:
             raise ValueError(f"output_dir {folder} holds a run already; resume it (resume_from_checkpoint=True), or "
                              "choose another folder")
         checkpoint.remove_leftovers(folder)
