@@ -522,7 +522,7 @@ def test_output_dir_must_be_writable(tmp_path):
     (dict(learning_rate="1e-3"), TypeError, "learning_rate is '1e-3', must be a number"),
     (dict(logging_steps=True), TypeError, "logging_steps is True, must be an integer"),
     (dict(learning_rate=-1), ValueError, "learning_rate is -1, must be more than 0"),
-    (dict(learning_rate=math.nan), ValueError, "learning_rate is nan, must be more than 0"),
+    (dict(learning_rate=math.nan), ValueError, "learning_rate is nan, must be finite"),
     (dict(per_device_train_batch_size=0), ValueError, "per_device_train_batch_size is 0, must be 1 or more"),
     (dict(adam_beta2=1.0), ValueError, r"adam_beta2 is 1.0, must be in \[0, 1\)"),
     (dict(lr_scheduler_type="cos"), ValueError, "lr_scheduler_type is 'cos', must be one of linear, cosine"),
@@ -531,11 +531,30 @@ def test_output_dir_must_be_writable(tmp_path):
     (dict(lr_scheduler_type="cosine_with_min_lr"), ValueError, "lr_scheduler_kwargs is None, must be {'min_lr'"),
     (dict(lr_scheduler_kwargs={"min_lr": 1}), ValueError, "must be None with linear"),
     (dict(lr_scheduler_type="constant", warmup_steps=5), ValueError, "warmup_steps is 5, must be 0 with constant"),
+    (dict(output_dir=None), TypeError, "output_dir is None, must be the name of a folder"),
+    (dict(output_dir=""), ValueError, "output_dir is '', must be the name of a folder"),
+    (dict(output_dir="a\0b"), ValueError, "output_dir is 'a.*b', must be the name of a folder"),
+    (dict(per_device_train_batch_size=10**30), ValueError, "per_device_train_batch_size is 10*, must be 1048576 or"),
+    (dict(save_steps=np.ones(2)), TypeError, "save_steps is .*, must be an integer"),
+    (dict(max_steps=0), ValueError, "max_steps is 0, must be 1 or more, or -1"),
+    (dict(learning_rate=math.inf), ValueError, "learning_rate is inf, must be finite"),
+    (dict(num_train_epochs=10**400), ValueError, "num_train_epochs is 10*, must be finite"),
+    (dict(lr_scheduler_type=["linear"]), ValueError, "lr_scheduler_type is .*, must be one of linear, cosine"),
+    (dict(lr_scheduler_kwargs=5), TypeError, "lr_scheduler_kwargs is 5, must be a dict or None"),
+    (dict(lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": "x"}), ValueError,
+     "lr_scheduler_kwargs is {'min_lr': 'x'}, must be a min_lr between 0 and"),
+    (dict(disable_tqdm="no"), TypeError, "disable_tqdm is 'no', must be True, False or None"),
+    (dict(load_best_model_at_end=1), TypeError, "load_best_model_at_end is 1, must be True or False"),
     (dict(load_best_model_at_end=True), ValueError, "eval_strategy is 'no', must be steps or epoch"),
 ])
 def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=f"TrainingArguments: .*{message}"):
         TrainingArguments(**arguments)
+
+
+def test_numpys_integers_are_as_good_as_pythons(tmp_path):
+    run = trainer(tmp_path, max_steps=np.int64(4), seed=np.uint8(1), per_device_train_batch_size=np.int32(4))
+    assert run.train().global_step == 4 and list(checkpoint.listed(tmp_path)) == [4]
 
 
 def test_names_and_defaults_are_those_of_transformers():

@@ -6,7 +6,10 @@ error in a learning rate should cost a second, not a night.
 
 import difflib
 import math
+import operator
+import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from .schedule import SCHEDULES
 
@@ -28,6 +31,9 @@ ELSEWHERE = {
     "metric_for_best_model": "leave it out: the best model is the one with the lowest eval_loss",
     "dataloader_drop_last": "leave it out: batches run on over the end of an epoch, so every one is full",
 }
+
+
+MOST_BLOCKS = 2**20  # of text in a batch: more is a slip of the keyboard
 
 
 def unknown_argument(owner, name, known):
@@ -77,14 +83,21 @@ class TrainingArguments:
         return super().__new__(cls)
 
     def __post_init__(self):
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-                     "logging_steps", "save_steps"):
+        if not isinstance(self.output_dir, (str, Path)):
+            self._refuse("output_dir", "the name of a folder", TypeError)
+        if not str(self.output_dir) or "\0" in str(self.output_dir):
+            self._refuse("output_dir", "the name of a folder")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            self._integer(name, 1, MOST_BLOCKS)
+        for name in ("logging_steps", "save_steps"):
             self._integer(name, 1)
         for name in ("eval_steps", "save_total_limit"):
             if getattr(self, name) is not None:
                 self._integer(name, 1)
         self._integer("seed", 0)
         self._integer("max_steps", -1)
+        if self.max_steps == 0:
+            self._refuse("max_steps", "1 or more, or -1 to train for num_train_epochs")
         for name in ("num_train_epochs", "learning_rate", "adam_epsilon"):
             self._number(name, lambda x: x > 0, "more than 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
@@ -95,6 +108,12 @@ class TrainingArguments:
         self._one_of("eval_strategy", ("no", "steps", "epoch"))
         self._one_of("save_strategy", ("no", "steps", "epoch", "best"))
         self._one_of("report_to", ("none",))
+        if not isinstance(self.load_best_model_at_end, bool):
+            self._refuse("load_best_model_at_end", "True or False", TypeError)
+        if not isinstance(self.disable_tqdm, bool | None):
+            self._refuse("disable_tqdm", "True, False or None", TypeError)
+        if not isinstance(self.lr_scheduler_kwargs, dict | None):
+            self._refuse("lr_scheduler_kwargs", "a dict or None", TypeError)
         self._check_combinations()
 
     def _check_combinations(self):
@@ -103,7 +122,7 @@ class TrainingArguments:
         if set(kwargs) != wanted:
             self._refuse("lr_scheduler_kwargs", f"{{'min_lr': ...}} with {self.lr_scheduler_type}" if wanted else
                          f"None with {self.lr_scheduler_type}")
-        if wanted and not 0 <= kwargs["min_lr"] <= self.learning_rate:
+        if wanted and not (_is_number(kwargs["min_lr"]) and 0 <= kwargs["min_lr"] <= self.learning_rate):
             self._refuse("lr_scheduler_kwargs", f"a min_lr between 0 and the learning_rate of {self.learning_rate}")
         if self.lr_scheduler_type == "constant" and self.warmup_steps:
             self._refuse("warmup_steps", "0 with constant; constant_with_warmup has one")
@@ -115,22 +134,32 @@ class TrainingArguments:
     def _refuse(self, name, must_be, error=ValueError):
         raise error(f"TrainingArguments: {name} is {getattr(self, name)!r}, must be {must_be}")
 
-    def _integer(self, name, least):
+    def _integer(self, name, least, most=sys.maxsize):
         value = getattr(self, name)
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
+        if isinstance(value, bool):
+            self._refuse(name, "an integer", TypeError)
+        try:
+            value = operator.index(value)  # one of NumPy's becomes Python's, which JSON can hold
+        except TypeError:
             self._refuse(name, "an integer", TypeError)
         if value < least:
             self._refuse(name, f"{least} or more")
+        if value > most:
+            self._refuse(name, f"{most} or less")
+        setattr(self, name, value)
 
     def _number(self, name, holds, condition):
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not _is_number(value):
             self._refuse(name, "a number", TypeError)
-        if not (math.isfinite(value) and holds(value)):
+        if not abs(value) <= sys.float_info.max:
+            self._refuse(name, "finite")
+        if not holds(value):
             self._refuse(name, condition)
 
     def _one_of(self, name, choices):
-        if getattr(self, name) not in choices:
+        value = getattr(self, name)
+        if not isinstance(value, str) or value not in choices:
             self._refuse(name, f"one of {', '.join(choices)}" if len(choices) > 1 else repr(choices[0]))
 
     @property
@@ -142,3 +171,7 @@ class TrainingArguments:
         """Steps of the optimiser over a data set of `samples` blocks."""
         return self.max_steps if self.max_steps > 0 else math.ceil(
             self.num_train_epochs * samples / self.samples_per_step)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
