@@ -1,5 +1,9 @@
 import sys
 
-from .cli import main
+try:
+    from .cli import main
 
-sys.exit(main())
+    code = main()
+except KeyboardInterrupt:      # Ctrl-C while this was still being imported
+    code = 130
+sys.exit(code)

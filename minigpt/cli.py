@@ -27,18 +27,22 @@ class _Parser(argparse.ArgumentParser):
 def main(argv=None) -> int:
     """Runs one command and returns its exit code: 0, or 2 after a line on stderr, or 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    _prepare_output()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _say(message)
         try:
-            return _run(argv) or 0
+            code = _run(argv) or 0
+            sys.stdout.flush()
+            return code
         except KeyboardInterrupt as stop:
             _say(stop if stop.args else "interrupted")
             return 130
         except BrokenPipeError:  # the reader of our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_output()
             return 0
         except OSError as error:
-            _say(f"{error.filename}: {error.strerror}" if error.filename else error)
+            _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
+            _discard_output()
         except (ValueError, ImportError, FloatingPointError, MemoryError) as error:
             _say(error if error.args else "out of memory")
     return 2
@@ -56,6 +60,23 @@ def _run(argv):
             modules[name].add_arguments(command)
     args = parser.parse_args(argv)
     return modules[args.command].run(args)
+
+
+def _prepare_output():
+    """Lets every command write: to nowhere where output was closed, and "?" for what the terminal cannot show."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _discard_output():
+    """Forgets what cannot be written, so that Python does not try it again, and complain, when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message):

@@ -14,7 +14,7 @@ from .generate import write_text
 from .train import picture, text_file, train_and_save
 
 DEFAULT_OUT = "out/demo"
-BATCH, LEARNING_RATE = 8, 3e-3
+BATCH, LEARNING_RATE, EVAL_FRACTION = 8, 3e-3, 0.05
 
 
 def add_arguments(parser):
@@ -59,8 +59,11 @@ def make_trainer(args):
         text = default_corpus()
     tokenizer = Tokenizer.train(text, ModelConfig.preset("demo").vocab_size)
     config = ModelConfig.preset("demo", vocab_size=tokenizer.vocab_size)  # a short text may have fewer tokens
-    train_text, eval_text = TextDataset.from_tokens(tokenizer.encode(text), config.block_size + 1).split(0.05)
-    overlapping = TextDataset.from_tokens(train_text.tokens, config.block_size + 1, stride=config.block_size // 4)
+    tokens, block = tokenizer.encode(text), config.block_size + 1
+    if len(tokens) < block / EVAL_FRACTION:
+        raise ValueError(f"--data: {args.data} has {len(tokens)} tokens, must have {block / EVAL_FRACTION:.0f} or more")
+    train_text, eval_text = TextDataset.from_tokens(tokens, block).split(EVAL_FRACTION)
+    overlapping = TextDataset.from_tokens(train_text.tokens, block, stride=config.block_size // 4)
     model = GPT(config, ops=args.ops)
     steps = args.max_steps or (earlier_steps(args.out) if args.resume else steps_in(args.minutes, model))
     arguments = TrainingArguments(
@@ -73,8 +76,8 @@ def make_trainer(args):
 
 def steps_in(minutes, model):
     """The number of steps that fit into so many minutes on this machine, by the time that a few of them take."""
-    if not minutes > 0:
-        raise ValueError(f"--minutes is {minutes}, must be more than 0")
+    if not 0 < minutes < 1e6:
+        raise ValueError(f"--minutes is {minutes}, must be more than 0 and less than a million")
     shape, vocab_size = (BATCH, model.config.block_size), model.config.vocab_size
     tokens = np.random.default_rng(0).integers(vocab_size, size=shape)
     seconds = []

@@ -128,12 +128,15 @@ def make_tokenizer(args):
 
 @contextmanager
 def text_file(path):
-    """Opens a UTF-8 text for reading; ValueError if it is empty or not UTF-8."""
-    if Path(path).is_file() and not Path(path).stat().st_size:
-        raise ValueError(f"{path} is empty")
+    """Opens a UTF-8 text for reading; ValueError if it is no plain file, empty or not UTF-8."""
+    if not Path(path).is_file():
+        what = "is not a plain file" if path and Path(path).exists() else "does not exist"
+        raise ValueError(f"--data: {path!r} {what}, must be a UTF-8 text")
+    if not Path(path).stat().st_size:
+        raise ValueError(f"--data: {path} is empty")
     with open(path, encoding="utf-8", newline="") as file:
         try:
             yield file
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
-            raise ValueError(f"{path} is not UTF-8 text: byte 0x{byte:02x}, {error.reason}") from None
+            raise ValueError(f"--data: {path} is not UTF-8 text: byte 0x{byte:02x}, {error.reason}") from None
