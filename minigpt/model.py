@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import reprlib
 from types import ModuleType
 
 import numpy as np
@@ -38,8 +39,12 @@ class GPT:
 
     def __init__(self, config: ModelConfig, ops: str | ModuleType | None = None, seed: int = 0,
                  params: dict[str, np.ndarray] | None = None):
+        if not isinstance(config, ModelConfig):
+            raise TypeError(f"GPT: config is {config!r}, must be a ModelConfig")
         self.config = config
         self.ops = backends.load(ops or backends.default()) if ops is None or isinstance(ops, str) else ops
+        if not hasattr(self.ops, "linear_forward"):
+            raise TypeError(f"GPT: ops is {ops!r}, must be a backend's name or module")
         self.params = _random_params(config, seed) if params is None else _checked_params(config, params)
         self.dtype = self.params["wte"].dtype
         self.losses = None
@@ -366,6 +371,8 @@ def _random_params(config, seed):
 
 def _checked_params(config, params):
     shapes = config.parameter_shapes()
+    if not isinstance(params, dict) or not all(isinstance(param, np.ndarray) for param in params.values()):
+        raise TypeError(f"GPT: params is {reprlib.repr(params)}, must be a dict of arrays")
     if params.keys() != shapes.keys():
         missing, unknown = sorted(shapes.keys() - params.keys()), sorted(params.keys() - shapes.keys())
         raise ValueError(f"GPT: params must have the names of config.parameter_shapes(): lacks {missing}, "

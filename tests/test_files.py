@@ -331,6 +331,12 @@ def test_the_package_reads_what_is_written_here_and_the_other_way_round(tmp_path
         assert np.array_equal(ours[name], x) and ours[name].dtype == x.dtype
 
 
+def test_what_is_no_tokenizer_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="save_pretrained: tokenizer is 'x', must be a Tokenizer"):
+        GPT(GPT2, "numpy").save_pretrained(tmp_path / "model", "x")
+    assert not (tmp_path / "model").exists()
+
+
 def test_bfloat16_is_read_exactly(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file

@@ -337,6 +337,18 @@ def test_tokens_must_be_integers(backend):
         GPT(SMALL, backend).forward(np.zeros((1, 4)))
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (dict(config=None), "config is None, must be a ModelConfig"),
+    (dict(config="gpt2"), "config is 'gpt2', must be a ModelConfig"),
+    (dict(ops=5), "ops is 5, must be a backend's name or module"),
+    (dict(params=[1]), r"params is \[1\], must be a dict of arrays"),
+    (dict(params={"wte": 1}), "params is {'wte': 1}, must be a dict of arrays"),
+])
+def test_what_is_no_part_of_a_model_is_refused(arguments, message):
+    with pytest.raises(TypeError, match=f"GPT: {message}"):
+        GPT(**dict(config=SMALL, ops="numpy") | arguments)
+
+
 def test_params_must_fit_the_config():
     params = lively(SMALL).params
     with pytest.raises(ValueError, match=r"lacks \['wpe'\]"):

@@ -566,6 +566,30 @@ def test_names_and_defaults_are_those_of_transformers():
             assert field.default == theirs[name].default, name
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (dict(model=None), "model is None, must be a GPT"),
+    (dict(args={"max_steps": 1}), "args is {'max_steps': 1}, must be TrainingArguments"),
+    (dict(train_dataset=5), "train_dataset is 5, must have a length and be indexable"),
+    (dict(eval_dataset=iter([])), "eval_dataset is .*, must have a length and be indexable"),
+    (dict(processing_class="gpt2"), "processing_class is 'gpt2', must be a tokenizer"),
+])
+def test_what_the_trainer_cannot_use_is_refused(arguments, message):
+    with pytest.raises(TypeError, match=f"Trainer: {message}"):
+        Trainer(**dict(model=GPT(TINY, "numpy")) | arguments)
+
+
+@pytest.mark.parametrize("batch", [{}, {"input_ids": np.zeros((1, 5), int)}, None])
+def test_a_collator_must_make_inputs_and_labels(tmp_path, batch):
+    with pytest.raises(ValueError, match="data_collator made .*, must make a dict of input_ids and labels"):
+        trainer(tmp_path, collator=lambda items: batch).train()
+
+
+def test_an_array_is_a_dataset_too(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), max_steps=2, save_strategy="no", eval_strategy="epoch")
+    blocks = tokens().reshape(-1, 16)
+    assert Trainer(GPT(TINY, "numpy"), args, train_dataset=blocks, eval_dataset=blocks[:4]).train().global_step == 2
+
+
 def test_the_trainer_names_bad_input(tmp_path):
     model, args = GPT(TINY, "numpy"), TrainingArguments(output_dir=str(tmp_path / "out"), max_steps=1)
     with pytest.raises(TypeError, match="Trainer: there is no argument tokenizer; .* as processing_class"):

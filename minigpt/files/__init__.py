@@ -30,6 +30,8 @@ def save_pretrained(model, directory, tokenizer=None):
     written beside and renamed."""
     directory, config, params = Path(directory), model.config, model.params
     kind = model_type(config)
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise TypeError(f"save_pretrained: tokenizer is {tokenizer!r}, must be a Tokenizer, a CharTokenizer or None")
     directory.mkdir(parents=True, exist_ok=True)
     if kind == "gpt2" and not config.bias:                # GPT-2 always has biases; without, they are 0
         shapes = replace(config, bias=True).parameter_shapes()

@@ -7,10 +7,12 @@ any moment and resumed ends with the same bits as one that was left alone. Read 
 
 import json
 import math
+import reprlib
 import signal
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 from ..files import load_pretrained
 from ..files.atomic import atomic_write
 from ..files.safetensors import SafeTensors, write_safetensors
+from ..model import GPT
 from . import checkpoint, data
 from .arguments import TrainingArguments, unknown_argument
 from .optimizer import AdamW, clip_scale, global_norm
@@ -56,6 +59,15 @@ class Trainer:
         for name in unknown:
             known = ["model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class"]
             raise unknown_argument("Trainer", name, known)
+        if not isinstance(model, GPT):
+            raise TypeError(f"Trainer: model is {model!r}, must be a GPT")
+        if not isinstance(args, TrainingArguments | None):
+            raise TypeError(f"Trainer: args is {args!r}, must be TrainingArguments")
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+                raise TypeError(f"Trainer: {name} is {dataset!r}, must have a length and be indexable")
+        if processing_class is not None and not hasattr(processing_class, "save_pretrained"):
+            raise TypeError(f"Trainer: processing_class is {processing_class!r}, must be a tokenizer")
         self.model = model
         self.args = args or TrainingArguments()
         self.data_collator = data_collator or data.default_data_collator
@@ -64,7 +76,7 @@ class Trainer:
         self.processing_class = processing_class
         self.state = TrainerState()
         self.optimizer = self._progress = None  # both made by train()
-        if self.args.eval_strategy != "no" and not eval_dataset:
+        if self.args.eval_strategy != "no" and _is_empty(eval_dataset):
             raise ValueError(f"Trainer: eval_strategy is {self.args.eval_strategy!r}, but there is no eval_dataset")
 
     # -----------------------------------------------------------------------------------------------------------
@@ -165,6 +177,9 @@ class Trainer:
     def _collate(self, items):
         """tokens (B, T), targets (B, T): the targets stand where they are to be predicted."""
         batch = self.data_collator(items)
+        if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= batch.keys():
+            raise ValueError(f"Trainer: data_collator made {reprlib.repr(batch)}, must make a dict of input_ids and "
+                             "labels")
         tokens, labels = np.asarray(batch["input_ids"]), np.asarray(batch["labels"])
         if self.model.config.causal:
             tokens, labels = tokens[:, :-1], labels[:, 1:]
@@ -175,7 +190,7 @@ class Trainer:
 
     def evaluate(self):
         """The mean loss over eval_dataset: {"eval_loss": ..., ...}, which is logged too."""
-        if not self.eval_dataset:
+        if _is_empty(self.eval_dataset):
             raise ValueError("Trainer.evaluate: there is no eval_dataset")
         started, total, counted, size = time.perf_counter(), 0.0, 0, self.args.per_device_eval_batch_size
         for start in range(0, len(self.eval_dataset), size):
@@ -248,7 +263,7 @@ class Trainer:
 
     def _check(self):
         """Makes output_dir, unless it is there; refuses one that is not ours to write, and a lack of data."""
-        if not self.train_dataset:
+        if _is_empty(self.train_dataset):
             raise ValueError("Trainer.train: train_dataset is empty" if self.train_dataset is not None else
                              "Trainer.train: there is no train_dataset")
         folder = Path(self.args.output_dir)
@@ -320,6 +335,10 @@ class Trainer:
         _, saved = load_pretrained(folder)
         for name, param in self.model.params.items():
             param[...] = saved[name]
+
+
+def _is_empty(dataset):
+    return dataset is None or len(dataset) == 0
 
 
 def _json_line(entry):
