@@ -166,6 +166,8 @@ def test_demo_in_small(tmp_path, capsys, text_file):
     assert GPT.from_pretrained(out).config.n_layer == 4 and list(checkpoint.listed(out))[-1] == 3
     assert cli.main([*argv, "--resume"]) == 0                               # there is nothing left to do
     assert "holds a run already" in refused(capsys, argv)
+    (out / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    assert "trainer_state.json: must be" in refused(capsys, [*argv[:5], "--resume"])
 
 
 def test_a_second_demo_takes_the_place_of_the_first(tmp_path, text_file, monkeypatch):

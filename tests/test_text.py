@@ -393,6 +393,14 @@ def test_refuses_broken_files(name, content, complaint, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_refuses_a_vocabulary_of_words(tmp_path):
+    CharTokenizer.train("abc", ["<mask>"]).save_pretrained(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"added_tokens": None}), "utf-8")
+    with pytest.raises(ValueError, match="tokenizer.json: a vocabulary of words without merges is not supported"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("config", [b"[1]", b'"a"', b"null", b'{"eos_token": [5]}', b'{"eos_token": {"content": [1]}}'])
 def test_refuses_broken_roles(config, trained, tmp_path):
     trained.save_pretrained(tmp_path)

@@ -2,7 +2,6 @@
 learnt: a picture of the loss, and a text that it writes. Nothing is downloaded."""
 
 import io
-import json
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..train import checkpoint
+from ..train.state import read_state
 from .generate import write_text
 from .train import picture, text_file, train_and_save
 
@@ -94,7 +94,7 @@ def earlier_steps(out):
     checkpoints = list(checkpoint.listed(out).values())
     if not checkpoints:
         raise ValueError(f"--resume: there is no checkpoint of a demo in {out}")
-    return json.loads((checkpoints[-1] / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+    return read_state(checkpoints[-1])[0].max_steps
 
 
 def remove_demo(out):

@@ -170,6 +170,8 @@ def _from_spec(spec: dict, path: Path) -> Tokenizer:
     if spec.get("pre_tokenizer") is None and (spec.get("decoder") or {}).get("type") == "Fuse" and not model["merges"]:
         characters = sorted((token for token in vocab if token not in added), key=vocab.get)
         if [vocab[token] for token in characters] == list(range(len(characters))):
+            if max(map(len, characters), default=0) > 1:
+                refuse("a vocabulary of words without merges")
             return CharTokenizer(characters, added, **roles)
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     tables = _tables(vocab, pairs, added, path)
