@@ -335,7 +335,12 @@ def test_bad_output_folders(text_file, tmp_path, capsys, trained):
     (tmp_path / "mine" / "diary.txt").write_text("")
     assert "holds other things (diary.txt)" in refused(capsys, train(text_file, tmp_path / "mine"))
     assert "cannot be written" in refused(capsys, train(text_file, text_file / "below"))
-    assert "holds a run already" in refused(capsys, train(text_file, trained))
+    assert "holds a run already; go on with it (--resume)" in refused(capsys, train(text_file, trained))
+    assert "holds a run already" in refused(capsys, train(tmp_path / "no text", trained))  # asked first, it costs least
+    longer = refused(capsys, train(text_file, trained, "--resume", "--max-steps", "40"))
+    assert "--max-steps was 30, is now 40; give what it was, or start a new run in another --out" in longer
+    assert cli.main([*map(str, train(text_file, trained, "--resume", "--max-steps", "30"))]) == 0
+    assert "already at step 30 of 30" in capsys.readouterr().out
     assert "cannot resume from" in refused(capsys, train(text_file, trained, "--resume", "--learning-rate", "0.1"))
 
 

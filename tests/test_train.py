@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,23 @@ def test_it_learns_and_logs(tmp_path, ops):
     assert run.evaluate()["eval_loss"] == best["eval_loss"]               # the best weights are back in the model
     if importlib.util.find_spec("matplotlib"):
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_last_step_is_logged_whatever_logging_steps_says(tmp_path):
+    """The mean over the steps since the last log, also over a stop in between."""
+    every = trainer(tmp_path / "every", logging_steps=1, eval_strategy="no")
+    every.train()
+    losses = [entry["loss"] for entry in every.state.log_history]
+    for logging_steps, means in ((500, [np.mean(losses)]), (7, [np.mean(losses[:7]), np.mean(losses[7:])])):
+        folder = tmp_path / str(logging_steps)
+        run = trainer(folder, logging_steps=logging_steps, eval_strategy="no")
+        _at_step(run, 9, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+        run = trainer(folder, logging_steps=logging_steps, eval_strategy="no")
+        run.train(resume_from_checkpoint=True)
+        assert [entry["loss"] for entry in run.state.log_history] == pytest.approx(means, rel=1e-12)
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(means)
 
 
 @pytest.mark.skipif("cpp" not in BACKENDS, reason="the C++ kernels are not built")
@@ -345,7 +363,7 @@ def test_a_learning_rate_that_explodes_stops_and_saves_nothing_broken(tmp_path):
 @pytest.mark.parametrize("change, named", [
     (dict(learning_rate=2e-2), "learning_rate was 0.01, is now 0.02"),
     (dict(per_device_train_batch_size=2), "per_device_train_batch_size was 4, is now 2"),
-    (dict(max_steps=20), "the number of steps was 12, is now 20"),
+    (dict(max_steps=20), "max_steps was 12, is now 20"),
     (dict(seed=1), "seed was 42, is now 1"),
     (dict(model=GPT(ModelConfig(vocab_size=20, block_size=16, n_layer=1, n_head=2, n_embd=16), "numpy")),
      "the model's n_layer was 2, is now 1"),
@@ -371,13 +389,19 @@ def test_a_constant_learning_rate_lets_a_run_be_prolonged(tmp_path):
 
 
 def test_resume_from_an_older_checkpoint(tmp_path):
-    whole = trainer(tmp_path)
+    """In a folder of its own: the newer ones are somebody's work."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    whole = trainer(first)
     whole.train()
-    again = trainer(tmp_path)
-    again.train(resume_from_checkpoint=tmp_path / "checkpoint-4")
-    assert weights(again.model) == weights(whole.model) and list(checkpoint.listed(tmp_path)) == [4, 8, 12]
+    with pytest.raises(ValueError, match=r"checkpoint-4', but .* holds newer ones \(checkpoint-8, checkpoint-12\)"):
+        trainer(first).train(resume_from_checkpoint=first / "checkpoint-4")
+    assert list(checkpoint.listed(first)) == [4, 8, 12]
+    shutil.copytree(first / "checkpoint-4", second / "checkpoint-4")
+    again = trainer(second)
+    again.train(resume_from_checkpoint=second / "checkpoint-4")
+    assert weights(again.model) == weights(whole.model) and list(checkpoint.listed(second)) == [4, 8, 12]
     with pytest.raises(ValueError, match="resume_from_checkpoint is '.*checkpoint-5', must be True or a checkpoint in"):
-        trainer(tmp_path).train(resume_from_checkpoint=tmp_path / "checkpoint-5")
+        trainer(first).train(resume_from_checkpoint=first / "checkpoint-5")
 
 
 def test_old_checkpoints_go_but_not_the_best(tmp_path):
@@ -434,6 +458,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     ("best_model_checkpoint", "../../etc", "the name of a checkpoint beside it or null"),
     ("best_model_checkpoint", "checkpoint-5", "the name of a checkpoint beside it or null"),
     ("unlogged_loss", "x", "a float"),
+    ("unlogged_steps", -1, "an integer, 0 or more"),
     ("log_history", None, "a list of objects"),
     ("log_history", [1], "a list of objects"),
     ("log_history", [{"loss": 1.0}], "a list of objects"),

@@ -11,7 +11,7 @@ from ..config import ModelConfig
 from ..train import checkpoint
 from ..train.state import read_state
 from .generate import write_text
-from .train import picture, text_file, train_and_save
+from .train import check_out, picture, text_file, train_and_save
 
 DEFAULT_OUT = "out/demo"
 BATCH, LEARNING_RATE, EVAL_FRACTION = 8, 3e-3, 0.05
@@ -31,6 +31,7 @@ def run(args):
     out = Path(args.out)
     if not args.resume and args.out == DEFAULT_OUT:
         remove_demo(out)
+    check_out(args)
     trainer = make_trainer(args)
     model, tokenizer = trainer.model, trainer.processing_class
     print(f"{len(trainer.train_dataset.tokens):,} tokens of {tokenizer.vocab_size:,} kinds, for a GPT of "
@@ -68,7 +69,7 @@ def make_trainer(args):
     steps = args.max_steps or (earlier_steps(args.out) if args.resume else steps_in(args.minutes, model))
     arguments = TrainingArguments(
         output_dir=args.out, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=LEARNING_RATE,
-        lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1, adam_beta2=0.99,
+        lr_scheduler_type="cosine", warmup_steps=max(20, steps // 20), weight_decay=0.1, adam_beta2=0.99,
         logging_steps=max(1, steps // 100), eval_strategy="steps", eval_steps=max(1, steps // 10),
         save_steps=max(1, steps // 5), save_total_limit=1, load_best_model_at_end=True)
     return Trainer(model, arguments, train_dataset=overlapping, eval_dataset=eval_text, processing_class=tokenizer)

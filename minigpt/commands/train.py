@@ -10,6 +10,7 @@ the defaults reach a validation loss of 1.91 (over the whole last tenth of the t
 with three times the learning rate, as above, 1.78.
 """
 
+import re
 import shlex
 import sys
 from argparse import SUPPRESS, BooleanOptionalAction
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from ..config import PRESETS, ModelConfig
+from ..train import checkpoint
 from ..train.arguments import TrainingArguments
 
 DEFAULTS = dict(per_device_train_batch_size=12, max_steps=2000, learning_rate=1e-3, warmup_steps=100, weight_decay=0.1,
                 adam_beta2=0.99, logging_steps=50, eval_strategy="steps", eval_steps=250, save_steps=250,
                 save_total_limit=1, load_best_model_at_end=True)
-OWN_OPTION = {"output_dir", "seed", "lr_scheduler_type", "lr_scheduler_kwargs", "vocab_size", "causal"}
+OWN_OPTION = {"output_dir", "seed", "lr_scheduler_type", "lr_scheduler_kwargs", "report_to", "vocab_size",
+              "causal"}
 
 
 def add_arguments(parser):
@@ -60,8 +63,14 @@ def add_fields(group, cls, defaults):
         default = (defaults or {}).get(field.name, SUPPRESS)
         option = dict(action=BooleanOptionalAction) if kinds == [bool] else dict(type=kinds[0], metavar="X")
         shown = field.default if default is SUPPRESS else default
-        group.add_argument(f"--{field.name.replace('_', '-')}", default=default,
+        group.add_argument(as_option(field.name), default=default,
                            help=None if defaults is None else f"default: {shown}", **option)
+
+
+def as_option(name):
+    """The option for a field, other words as they are: max_steps -> --max-steps."""
+    fields_of_both = {field.name for cls in (TrainingArguments, ModelConfig) for field in fields(cls)}
+    return f"--{name.replace('_', '-')}" if name in fields_of_both else name
 
 
 def given(args, cls):
@@ -74,6 +83,7 @@ def run(args):
     from ..text import TextDataset
     from ..train import Trainer
 
+    check_out(args)
     tokenizer = make_tokenizer(args)
     config = ModelConfig.preset(args.preset, **given(args, ModelConfig) | {"vocab_size": tokenizer.vocab_size})
     dataset = TextDataset(tokenizer, args.data, config.block_size + 1)
@@ -87,6 +97,12 @@ def run(args):
     train_and_save(trainer, args.resume)
     print(f"The model is in {args.out}, its loss curve {picture(args.out)}. Let it write:\n"
           f"  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
+
+
+def check_out(args):
+    """ValueError, before any work is done, for a folder that this run may not write into."""
+    if checkpoint.holds_run(args.out) and not args.resume:
+        raise ValueError(f"--out {args.out} holds a run already; go on with it (--resume), or choose another folder")
 
 
 def picture(out):
@@ -103,14 +119,20 @@ def schedule(args):
 
 def train_and_save(trainer, resume):
     """Trains and writes the model into output_dir. After Ctrl-C, says how to go on."""
+    before = max(checkpoint.listed(trainer.args.output_dir), default=0)
     try:
         trainer.train(resume_from_checkpoint=resume)
+    except ValueError as error:  # the arguments that it names are options here
+        message = str(error).replace("output_dir", "--out")
+        raise ValueError(re.sub(r"\b(\w+) (?=was )", lambda name: as_option(name[1]) + " ", message)) from None
     except KeyboardInterrupt as stop:
         if not stop.args:  # a second Ctrl-C, before anything was saved
             raise
         state, command = trainer.state, [argument for argument in sys.argv[1:] if argument != "--resume"]
         raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}, everything is saved; go "
                                 f"on with: minigpt {shlex.join(command)} --resume") from None
+    if before == trainer.state.global_step:
+        print(f"Training is already at step {before} of {trainer.state.max_steps}.")
     trainer.save_model()
 
 

@@ -84,10 +84,16 @@ def remove_leftovers(output_dir):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def contents(output_dir):
-    """The names of all else that is in output_dir, in order."""
-    ours = {Path(output_dir) / LOCK, *leftovers(output_dir)}
-    return sorted(path.name for path in set(Path(output_dir).iterdir()) - ours)
+def holds_run(output_dir):
+    """True if there is a run in the folder, False if it is empty or not there. ValueError if it holds other things."""
+    folder = Path(output_dir)
+    if not folder.is_dir():
+        return False
+    names = sorted(path.name for path in set(folder.iterdir()) - {folder / LOCK, *leftovers(folder)})
+    if names and not listed(folder) and "metrics.jsonl" not in names:
+        raise ValueError(f"output_dir {folder} holds other things ({names[0]}); it must be empty, or hold a run to "
+                         "resume")
+    return bool(names)
 
 
 def _part(path):

@@ -18,10 +18,11 @@ def plot_losses(path, runs, vocab_size):
                  label=f"guessing: ln {vocab_size} = {math.log(vocab_size):.2f}")
     for number, (label, history) in enumerate(runs.items()):
         colour, prefix = f"C{number}", f"{label}: " if len(runs) > 1 else ""
-        for key, name, style in (("loss", "training", dict(alpha=0.55)), ("eval_loss", "validation", dict(marker="o"))):
+        for key, name, style in (("loss", "training", dict(alpha=0.55)), ("eval_loss", "validation", {})):
             points = [(entry["step"], entry[key]) for entry in history if key in entry]
             if points:
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, markersize=4,
+                marker = "o" if name == "validation" or len(points) == 1 else None  # one point alone makes no line
+                axes.plot(*zip(*points, strict=True), marker=marker, color=colour, linewidth=1.4, markersize=4,
                           label=f"{prefix}{name}, at the end {points[-1][1]:.2f}", **style)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)

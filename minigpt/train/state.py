@@ -21,7 +21,8 @@ class TrainerState:
     epoch: float = 0.0
     best_metric: float | None = None  # the lowest eval_loss, and the checkpoint that has it
     best_model_checkpoint: str | None = None
-    unlogged_loss: float = 0.0  # sum over the steps since the last log
+    unlogged_loss: float = 0.0  # sum over the steps since the last log, and their number
+    unlogged_steps: int = 0
     log_history: list = field(default_factory=list)
 
 
@@ -45,6 +46,7 @@ def read_state(folder):
         "best_metric": (lambda x: x is None or _is_float(x), "a float or null"),
         "best_model_checkpoint": (lambda x: x is None or is_beside(x), "the name of a checkpoint beside it or null"),
         "unlogged_loss": (_is_float, "a float"),
+        "unlogged_steps": (lambda x: type(x) is int and x >= 0, "an integer, 0 or more"),
         "log_history": (_is_log, "a list of objects that hold step, epoch and other numbers"),
         "run": (lambda x: type(x) is dict, "an object"),
     }

@@ -141,21 +141,24 @@ class Trainer:
         state.global_step += 1
         state.epoch = state.global_step * args.samples_per_step / len(self.train_dataset)
         state.unlogged_loss += loss
+        state.unlogged_steps += 1
         self._last = {"grad_norm": norm, "learning_rate": lr}
         return loss
 
     def _after_step(self):
-        """Logs, evaluates and saves where it is time to. The last step is always evaluated."""
+        """Logs, evaluates and saves where it is time to. The last step is always logged and evaluated."""
         args, state = self.args, self.state
         self._progress.advance()
-        if state.global_step % args.logging_steps == 0:
+        last = state.global_step == state.max_steps
+        if last or state.global_step % args.logging_steps == 0:
             now = time.perf_counter()
-            self._log({"loss": state.unlogged_loss / args.logging_steps, **self._last,
+            self._log({"loss": state.unlogged_loss / state.unlogged_steps, **self._last,
                        "tokens_per_second": self._log_tokens / (now - self._log_clock)})
-            state.unlogged_loss, self._log_clock, self._log_tokens = 0.0, now, 0
+            state.unlogged_loss, state.unlogged_steps = 0.0, 0
+            self._log_clock, self._log_tokens = now, 0
         improved = False
-        last = args.eval_strategy != "no" and state.global_step == state.max_steps
-        if last or self._is_time(args.eval_strategy, args.eval_steps or args.logging_steps):
+        due = self._is_time(args.eval_strategy, args.eval_steps or args.logging_steps)
+        if due or last and args.eval_strategy != "no":
             improved = self._evaluate_for_best()
         if self._is_time(args.save_strategy, args.save_steps) or improved and args.save_strategy != "no":
             self._save()
@@ -273,10 +276,7 @@ class Trainer:
                 pass
         except OSError as error:
             raise OSError(f"output_dir {folder} cannot be written ({error.strerror or error})") from error
-        names = checkpoint.contents(folder)
-        if names and not checkpoint.listed(folder) and "metrics.jsonl" not in names:
-            raise ValueError(f"output_dir {folder} holds other things ({names[0]}); it must be empty, or hold a run to "
-                             "resume")
+        checkpoint.holds_run(folder)  # ValueError if it holds anything else
 
     def _start(self, resume):
         """Sets the run up in output_dir, at its beginning or at a checkpoint; returns the state."""
@@ -288,9 +288,6 @@ class Trainer:
         self._run = self._describe(steps)
         self.state = self._load(source) if source else TrainerState()
         self.state.max_steps = steps
-        for step, path in checkpoint.listed(folder).items():
-            if step > self.state.global_step:  # this run will write them again
-                checkpoint.remove(path)
         if resume:  # the log may be ahead of the checkpoint
             with atomic_write(folder / "metrics.jsonl") as file:
                 file.writelines(_json_line(entry) for entry in self.state.log_history)
@@ -299,16 +296,22 @@ class Trainer:
     def _source(self, resume):
         """The checkpoint to start from, or None for the beginning."""
         folder = Path(self.args.output_dir)
-        checkpoints = checkpoint.listed(folder)
-        if checkpoint.contents(folder) and not resume:
+        if checkpoint.holds_run(folder) and not resume:
             raise ValueError(f"output_dir {folder} holds a run already; resume it (resume_from_checkpoint=True), or "
                              "choose another folder")
         checkpoint.remove_leftovers(folder)
+        checkpoints = checkpoint.listed(folder)
         if resume in (None, True, False):
             return list(checkpoints.values())[-1] if checkpoints else None
         if Path(resume).resolve() not in [path.resolve() for path in checkpoints.values()]:
             raise ValueError(f"resume_from_checkpoint is {str(resume)!r}, must be True or a checkpoint in {folder}: "
                              + (", ".join(path.name for path in checkpoints.values()) or "there is none yet"))
+        names = [path.name for path in checkpoints.values()]
+        newer = names[names.index(Path(resume).resolve().name) + 1:]
+        if newer:
+            raise ValueError(f"resume_from_checkpoint is {str(resume)!r}, but {folder} holds newer ones "
+                             f"({', '.join(newer)}), which would be lost; go on from the newest "
+                             "(resume_from_checkpoint=True), or copy it and the older ones to another output_dir")
         return Path(resume)
 
     def _describe(self, steps):
@@ -317,7 +320,7 @@ class Trainer:
         run |= {"ops": self.model.ops.name, "train_dataset": data.fingerprint(self.train_dataset)}
         run |= {name: getattr(self.args, name) for name in EXACT}
         if not self.args.lr_scheduler_type.startswith("constant"):
-            run["the number of steps"] = steps
+            run["max_steps"] = steps
         return json.loads(json.dumps(run))
 
     def _load(self, folder):
