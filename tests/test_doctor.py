@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from minigpt.cli import main
-from minigpt.commands.doctor import arithmetic_checks
+from minigpt.commands import doctor
+from minigpt.commands.doctor import arithmetic_checks, compiler_name
 from minigpt.ops import available, load, numpy_ops
 
 needs_cpp = pytest.mark.skipif(available()["cpp"] is not None, reason="the C++ kernels are not built")
@@ -15,6 +16,7 @@ needs_cpp = pytest.mark.skipif(available()["cpp"] is not None, reason="the C++ k
 
 @needs_cpp
 def test_report(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "WORTH_HAVING", ("json",))
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
@@ -22,6 +24,20 @@ def test_report(capsys, monkeypatch):
     assert f"threads: {extension.num_threads()}, by {extension.threading}" in out
     assert next(line for line in out.splitlines() if "in use" in line).split()[1] == extension.isa
     assert "WRONG" not in out and out.rstrip().endswith("Nothing is missing.")
+
+
+@needs_cpp
+def test_what_is_worth_having_is_named(capsys, monkeypatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.setattr(doctor, "WORTH_HAVING", ("json", "no_such_package"))
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("Worth having: pip install no_such_package\n") and "Nothing is missing" not in out
+
+
+def test_the_compiler_has_a_name():
+    assert compiler_name("13.2.1 20230801") == "g++ 13.2.1 20230801"
+    assert compiler_name("Debian Clang 14.0.6") == "Debian Clang 14.0.6"
 
 
 @needs_cpp

@@ -40,6 +40,7 @@ def run(args):
             if over and first_over is None:
                 backend, verdict = over[0]
                 first_over = f"{name}, call {number}, on {backend}: {verdict}"
+    print(f"\nThe budget is {budget.K} times NumPy's own error or more: numpy uses at most {1 / budget.K:.1%}.")
     if first_over:
         print(f"\nThe first operation over its budget: {first_over}")
         return 1

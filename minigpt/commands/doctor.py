@@ -29,6 +29,8 @@ PACKAGES = {
     "hypothesis": "the tests",
 }
 
+WORTH_HAVING = ("regex", "tqdm", "matplotlib")  # the others are for benchmarks and tests
+
 # Settings that change how fast things are, and what they do.
 VARIABLES = {
     "MINIGPT_ISA": "asks for one set of kernels in place of the fastest",
@@ -55,8 +57,13 @@ def run(args):
         _kernels(advice)
         _arithmetic(advice)
     _environment(advice)
-    _packages()
-    print("\nNothing is missing." if not advice else "\nWhat to do next:")
+    absent = _packages()
+    if advice:
+        print("\nWhat to do next:")
+    elif absent:
+        print(f"\nNothing that is needed is missing. Worth having: pip install {' '.join(absent)}")
+    else:
+        print("\nNothing is missing.")
     for line in advice:
         print(f"  - {line}")
     return 1 if advice else 0
@@ -94,9 +101,15 @@ def _kernels(advice):
         _line(isa, built, ", ".join(notes) + (", in use" if isa == extension.isa else ""))
         if isa in supported and not built:
             advice.append(f"build the kernels for {isa}, which this CPU runs: pip install -e . in the checkout")
-    print(f"  threads: {extension.num_threads()}, by {extension.threading}; compiler: {extension.compiler}")
+    compiler = compiler_name(extension.compiler)
+    print(f"  threads: {extension.num_threads()}, by {extension.threading}; compiler: {compiler}")
     if extension.isa != supported[0] and os.environ.get("MINIGPT_ISA"):
         advice.append(f"unset MINIGPT_ISA: {supported[0]} is faster than {extension.isa}")
+
+
+def compiler_name(version):
+    """__VERSION__ with a name: clang's begins with one, g++'s is the bare number."""
+    return f"g++ {version}" if version[:1].isdigit() else version
 
 
 def _arithmetic(advice):
@@ -146,10 +159,12 @@ def _environment(advice):
 
 
 def _packages():
+    """Prints which are there; returns those that most people will want and that are not."""
     print("\noptional packages")
     for name, purpose in PACKAGES.items():
         there = importlib.util.find_spec(name) is not None
         _line(name, there, f"{_version(name) if there else 'not installed'}: {purpose}")
+    return [name for name in WORTH_HAVING if importlib.util.find_spec(name) is None]
 
 
 def _version(module):
