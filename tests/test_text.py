@@ -418,6 +418,13 @@ def test_missing_files(tmp_path):
         Tokenizer.from_pretrained(tmp_path)
 
 
+def test_a_tokenizer_says_what_it_is():
+    tokenizer, chars = Tokenizer.train("aaaa", 258, pattern="a+"), CharTokenizer.train("cab")
+    assert (len(tokenizer), len(chars)) == (tokenizer.vocab_size, 3) == (258, 3)
+    assert repr(tokenizer) == "Tokenizer(258 tokens, special: <|endoftext|>)"
+    assert repr(chars) == "CharTokenizer(3 tokens, special: none)"
+
+
 def slow_merge(ids, merges):
     """Encoding as it is defined."""
     ids = list(ids)
@@ -450,7 +457,7 @@ def slow_train(pieces, count):
 @given(st.lists(st.integers(0, 3), max_size=40), st.permutations(list(itertools.product(range(6), repeat=2))))
 def test_merge_follows_its_definition(ids, pairs):
     merges = {pair: (rank, 4 + rank % 5) for rank, pair in enumerate(pairs[:20])}
-    assert bpe.merge(ids, merges) == slow_merge(ids, merges)
+    assert bpe.encode_piece(ids, merges) == slow_merge(ids, merges)
 
 
 @settings(deadline=None, max_examples=200)

@@ -25,12 +25,15 @@ CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 Pair = tuple[int, int]
 
 
-def merge(ids: Iterable[int], merges: Mapping[Pair, tuple[int, int]]) -> list[int]:
+def encode_piece(ids: Iterable[int], merges: Mapping[Pair, tuple[int, int]]) -> list[int]:
     """Encode one piece: `ids` of its bytes in, ids of its tokens out.
 
-    `merges[left, right] = (rank, token)`. The pair of lowest rank goes first, of equals the leftmost. The tokens stand
-    in a linked list (a merge empties its right place and links past it) and the pairs wait in a heap: O(n log n), so
-    that a piece of a million letters takes seconds, not days. An entry whose pair has meanwhile gone is passed over.
+    `merges[left, right] = (rank, token)`. The algorithm: while any two neighbours are a pair in `merges`, replace the
+    pair of lowest rank, of equals the leftmost, by its token.
+
+    Looking through the whole piece before each merge would be O(n^2), days for a piece of a million letters. So the
+    tokens stand in a linked list (a merge empties its right place and links past it) and the pairs wait in a heap:
+    O(n log n), seconds.
     """
     ids = [*ids, None]  # a ring, closed by None: no pair with it has a rank, so the ends need no care
     before = list(range(-1, len(ids) - 1))
@@ -40,6 +43,7 @@ def merge(ids: Iterable[int], merges: Mapping[Pair, tuple[int, int]]) -> list[in
     while heap:
         rank, token, left = heappop(heap)
         right = after[left]
+        # an earlier merge may have taken a token of this pair: then the entry is out of date
         if ids[left] is None or merges.get((ids[left], ids[right])) != (rank, token):
             continue
         ids[left], ids[right] = token, None
@@ -69,9 +73,8 @@ def train(pieces: Mapping[str, int], count: int) -> list[Pair]:
             counts[pair] += weights[w]
             where[pair].add(w)
 
-    heap = [
-        (-n, pair) for pair, n in counts.items()
-    ]  # every change of a count adds an entry: the one that agrees is live
+    # the most frequent pair comes first; every change of a count adds an entry, and the one that agrees is live
+    heap = [(-n, pair) for pair, n in counts.items()]
     heapify(heap)
     merges: list[Pair] = []
     while heap and len(merges) < count:

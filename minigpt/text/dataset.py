@@ -74,6 +74,9 @@ class TextDataset:
     def __len__(self) -> int:
         return (len(self.tokens) - self.block_size) // self.stride + 1
 
+    def __repr__(self) -> str:
+        return f"TextDataset({len(self)} blocks of {self.block_size}, stride {self.stride}, {len(self.tokens)} tokens)"
+
     def __getitem__(self, index: int) -> np.ndarray:
         index = operator.index(index)
         if not -len(self) <= index < len(self):

@@ -307,7 +307,7 @@ def _one_merge_a_token(tokenizer: Tokenizer) -> list[bpe.Pair]:
     kept: dict[bpe.Pair, tuple[int, int]] = {}
     for merge, pairs in sorted(by_rank.items()):
         if len(pairs) > 1:
-            pairs = [tuple(bpe.merge([byte_ids[byte] for byte in tokenizer.tokens[merge[1]]], kept))]
+            pairs = [tuple(bpe.encode_piece([byte_ids[byte] for byte in tokenizer.tokens[merge[1]]], kept))]
         if len(pairs[0]) == 2:  # else no merges lead to it: it is only ever a piece as a whole
             kept[pairs[0]] = merge
     return list(kept)

@@ -131,6 +131,13 @@ class Tokenizer:
 
         files.write_folder(self, folder)
 
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        special = ", ".join(self.special_tokens) or "none"
+        return f"{type(self).__name__}({self.vocab_size} tokens, special: {special})"
+
     @property
     def special_tokens(self) -> dict[str, int]:
         return {text: token.id for text, token in self.added_tokens.items() if token.special}
@@ -221,7 +228,7 @@ class Tokenizer:
         ids = [self._byte_ids[byte] for byte in data]
         if None in ids:
             raise ValueError(f"text: the vocabulary has no token for byte 0x{data[ids.index(None)]:02x} of {piece!r}")
-        return bpe.merge(ids, self.merges)
+        return bpe.encode_piece(ids, self.merges)
 
     def _segments(self, text: str, added: Mapping[str, AddedToken]) -> tuple[list[tuple[str, int]], str]:
         """Cut `text` at added tokens: [(ordinary text, token that ends it), ...], the text that is left."""
