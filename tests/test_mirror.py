@@ -196,6 +196,7 @@ def test_inputs_are_left_alone(ops, op, kernel):
 def test_any_number_of_threads_gives_the_same_bits(ops, op, kernel):
     """And so does a second run."""
     set_num_threads = getattr(ops, "set_num_threads", lambda n: None)            # NumPy has its BLAS' own threads
+    before = ops.num_threads() if hasattr(ops, "num_threads") else None
     try:
         for case, _ in cases(op):
             set_num_threads(1)
@@ -205,7 +206,7 @@ def test_any_number_of_threads_gives_the_same_bits(ops, op, kernel):
                 again = budget.run(ops, op, case.arguments, **kernel)
                 assert all(map(same_bits, first, again)), f"{case}: not the same with {n} threads"
     finally:
-        set_num_threads(2)
+        set_num_threads(before)
 
 
 @every_rung
@@ -634,7 +635,7 @@ def test_a_forked_process_computes_on_its_own():
     script = """
 import os, numpy as np, minigpt
 ops, x = minigpt.ops.load("cpp"), np.ones((512, 768), np.float32)
-minigpt.set_num_threads(2)
+minigpt.set_num_threads(before)
 ops.gelu_forward(x)
 child = os.fork()
 if not child:
