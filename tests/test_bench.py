@@ -173,6 +173,13 @@ def test_command_writes_json(tmp_path, capsys, monkeypatch):
     assert "2026-01-02" in capsys.readouterr().out
 
 
+@needs_cpp
+def test_a_worker_that_fails_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("MINIGPT_ISA", "z80")                                # our process has loaded its kernels already
+    assert main(["bench", "ops", "--tiny"]) == 2
+    assert capsys.readouterr().err == "minigpt: bench: the process measuring ops failed (exit code 1)\n"
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["nonsense"], "nonsense"), (["ops", "--threads", "0"], "--threads is 0"), (["decode", "--only", "GPT"], "--only"),
     (["ops", "--tiny", "--keep"], "--keep")])

@@ -102,7 +102,7 @@ def measure(sections, threads, only=None, tiny=False, settings=("default", "best
 
 
 def _worker(options):
-    """Yields what a worker process writes, line by line. RuntimeError if it fails; its own words are on stderr."""
+    """Yields what a worker process writes, line by line. ChildProcessError if it fails; its own words are on stderr."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options["threads"])}
     if options["setting"] == "best":
         environment.update(MALLOC_KEEPS)
@@ -111,7 +111,8 @@ def _worker(options):
         for line in process.stdout:
             yield json.loads(line)
     if process.returncode:
-        raise RuntimeError(f"bench: the process measuring {options['section']} failed (exit code {process.returncode})")
+        raise ChildProcessError(
+            f"bench: the process measuring {options['section']} failed (exit code {process.returncode})")
 
 
 def _progress(line):
