@@ -159,6 +159,7 @@ def test_a_full_block_loses_its_older_half(block):
     (dict(temperature=None), "temperature is None, must be 0 or more"),
     (dict(seed=-1), "seed is -1, must be None or an integer of 0 or more"),
     (dict(seed="x"), "seed is 'x', must be None or an integer of 0 or more"),
+    (dict(eos_token_id="x"), "eos_token_id is 'x', must be None or an integer of 0 or more"),
     (dict(top_k=1.5), "top_k is 1.5, must be an integer of 1 or more"),
     (dict(top_p="x"), "top_p is 'x', must be above 0 and at most 1"),
     (dict(temperature=-0.1), "temperature is -0.1, must be 0 or more"),

@@ -49,7 +49,7 @@ def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: 
     use_cache=False computes every position again for every token; it gives the same text, slowly.
     """
     check_options(temperature, top_k, top_p)
-    block, text = model.config.block_size, _checked(model.config, tokens, max_new_tokens, seed)
+    block, text = model.config.block_size, _checked(model.config, tokens, max_new_tokens, seed, eos_token_id)
     if text.shape[1] > block:
         warnings.warn(f"generate: the prompt has {text.shape[1]} tokens, the model can see {block}: "
                       "only the last ones are used", stacklevel=4)
@@ -74,7 +74,7 @@ def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: 
         text = np.concatenate([text, ids[:, None]], axis=1)                                         # (B, T + 1)
 
 
-def _checked(config, tokens, max_new_tokens, seed):
+def _checked(config, tokens, max_new_tokens, seed, eos_token_id):
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"generate: tokens has shape {tokens.shape}, must be a list of ids or (B, T), and not empty")
@@ -82,6 +82,8 @@ def _checked(config, tokens, max_new_tokens, seed):
         raise ValueError(f"generate: max_new_tokens is {max_new_tokens!r}, must be an integer of 0 or more")
     if seed is not None and (not isinstance(seed, Integral) or seed < 0):
         raise ValueError(f"generate: seed is {seed!r}, must be None or an integer of 0 or more")
+    if eos_token_id is not None and (not isinstance(eos_token_id, Integral) or eos_token_id < 0):
+        raise ValueError(f"generate: eos_token_id is {eos_token_id!r}, must be None or an integer of 0 or more")
     if not config.causal:
         raise ValueError("generate: the model has causal=False, must be causal to continue a text")
     return tokens
