@@ -21,6 +21,7 @@ import numpy as np
 
 from . import ops as backends
 from .config import ModelConfig
+from .generate import generate
 from .ops.memory import aligned_empty, aligned_zeros
 from .ops.numpy_ops import rope_tables
 
@@ -48,6 +49,7 @@ class GPT:
         self.params = _random_params(config, seed) if params is None else _checked_params(config, params)
         self.dtype = self.params["wte"].dtype
         self.losses = None
+        self.eos_token_id = None            # where generate() ends a text; from_pretrained sets it
         self._buffers = {}                  # {name: (flat array, the view of it that was last in use)}
         self._saved = {}                    # {part of the model: what its backward pass needs from its forward pass}
         if config.position == "rope":
@@ -335,10 +337,7 @@ class GPT:
     # -----------------------------------------------------------------------------------------------------------
     # other rooms of the house
 
-    def generate(self, tokens, max_new_tokens, **options):
-        """Continues `tokens`; see minigpt.generate.generate for the options."""
-        from .generate import generate
-        return generate(self, tokens, max_new_tokens, **options)
+    generate = generate                     # of minigpt.generate, the model being its first argument
 
     def save_pretrained(self, directory, tokenizer=None):
         """Writes the model as transformers lays it out; see minigpt.files.save_pretrained."""
@@ -348,9 +347,11 @@ class GPT:
     @classmethod
     def from_pretrained(cls, directory, ops=None) -> GPT:
         """Reads a model that save_pretrained or transformers wrote; see minigpt.files.load_pretrained."""
-        from .files import load_pretrained
+        from .files import load_eos_token_id, load_pretrained
         config, params = load_pretrained(directory)
-        return cls(config, ops, params=params)
+        model = cls(config, ops, params=params)
+        model.eos_token_id = load_eos_token_id(directory)
+        return model
 
 
 def _random_params(config, seed):

@@ -173,6 +173,31 @@ def test_bad_arguments_are_refused(arguments, message):
         model_of(GPT2).generate(**dict(tokens=[1], max_new_tokens=3) | arguments)
 
 
+@pytest.mark.parametrize("arguments, message", [
+    (dict(do_sample=False), "no argument do_sample; temperature=0 is greedy"),
+    (dict(zzz=1), "no argument zzz"),
+    (dict(tokens="Once"), "encode the text first"),
+])
+def test_what_people_bring_along_is_explained(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        model_of(GPT2).generate(**dict(tokens=[1], max_new_tokens=3) | arguments)
+
+
+def test_a_loaded_model_ends_its_texts(tmp_path):
+    model = model_of(GPT2)
+    free = model.generate([1, 2], 12, seed=3)
+    model.eos_token_id = free[6]
+    model.save_pretrained(tmp_path)
+    loaded = GPT.from_pretrained(tmp_path, "numpy")
+    assert loaded.generate([1, 2], 12, seed=3) == free[:2 + free[2:].index(free[6]) + 1]
+    assert loaded.generate([1, 2], 12, seed=3, eos_token_id=None) == free
+
+
+def test_nothing_is_downloaded():
+    with pytest.raises(ValueError, match="^gpt2 is not a folder here; nothing is downloaded"):
+        GPT.from_pretrained("gpt2")
+
+
 def test_only_causal_models_generate():
     with pytest.raises(ValueError, match="must be causal"):
         model_of(replace(GPT2, causal=False)).generate([1], 3)

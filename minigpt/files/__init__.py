@@ -41,7 +41,7 @@ def save_pretrained(model, directory, tokenizer=None):
     tensors = {(name if name == HEAD else PREFIX[kind] + name): place(params, *where)
                for name, where in layout(config, kind).items()}
     write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})     # transformers asks for this entry
-    ids = {"bos_token_id": None, "eos_token_id": None}
+    ids = {"bos_token_id": None, "eos_token_id": model.eos_token_id}
     if tokenizer is not None:
         ids = dict.fromkeys(ids, tokenizer.eos_token_id)
         tokenizer.save_pretrained(directory)
@@ -54,6 +54,9 @@ def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     several files and in any float dtype. ValueError names the file that is not as it must be, and what is wrong.
     Nothing is unpickled: of pytorch_model.bin this function says only that it must be converted."""
     directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not a folder here; nothing is downloaded: give a folder that holds a model "
+                         f"({CONFIG}, {WEIGHTS})")
     entry = read_json(directory / CONFIG)
     try:
         kind, config = config_from_json(entry)
@@ -83,6 +86,15 @@ def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
         if not any(params[name].any() for name in biases):
             return without, {name: params[name] for name in without.parameter_shapes()}
     return config, params
+
+
+def load_eos_token_id(directory) -> int | None:
+    """The token that ends a text, as generation_config.json has it, or else config.json; of several, the first."""
+    for path in (Path(directory) / "generation_config.json", Path(directory) / CONFIG):
+        found = read_json(path).get("eos_token_id") if path.exists() else None
+        if found is not None and found != []:
+            return found[0] if isinstance(found, list) else found
+    return None
 
 
 def _weight_files(directory, prefix):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from numbers import Integral
+from typing import Literal
 
 import numpy as np
 
@@ -16,13 +17,28 @@ from .sampling import check_options, sample
 
 __all__ = ["KVCache", "generate", "sample", "stream"]
 
+# Arguments of transformers' generate that people bring along, and what to do about them here.
+ELSEWHERE = {
+    "do_sample": "temperature=0 is greedy, anything above it samples",
+    "num_beams": "there is no beam search; temperature=0 is greedy",
+    "max_length": "give max_new_tokens, which does not count the prompt",
+    "input_ids": "give the ids as tokens, the first argument",
+    "streamer": "on_token is called with each new token",
+}
+
 
 def generate(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-             top_p: float | None = None, seed: int | None = None, eos_token_id: int | None = None,
-             on_token: Callable | None = None, use_cache: bool = True):
+             top_p: float | None = None, seed: int | None = None,
+             eos_token_id: int | None | Literal["model's"] = "model's",
+             on_token: Callable | None = None, use_cache: bool = True, **unknown):
     """Continues `tokens`, a list of ids or an array (B, T), and returns it with the new tokens behind, as what it came:
-    a list, or an array (B, T + new). The other arguments are those of `stream`; `on_token` is called with each new
-    token as soon as it is there: an int for a list, an array (B,) otherwise."""
+    a list, or an array (B, T + new). The other arguments are those of `stream`, but that a text ends at the model's own
+    eos_token_id unless another is given, or None: then it does not end. `on_token` is called with each new token as
+    soon as it is there: an int for a list, an array (B,) otherwise."""
+    for name in unknown:
+        raise TypeError(f"generate: there is no argument {name}; {ELSEWHERE.get(name, 'see help(GPT.generate)')}")
+    if eos_token_id == "model's":
+        eos_token_id = model.eos_token_id
     batch = np.asarray(tokens)
     one = batch.ndim == 1
     columns = [batch[None] if one else batch]                                                       # (B, T)
@@ -52,7 +68,7 @@ def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: 
     block, text = model.config.block_size, _checked(model.config, tokens, max_new_tokens, seed, eos_token_id)
     if text.shape[1] > block:
         warnings.warn(f"generate: the prompt has {text.shape[1]} tokens, the model can see {block}: "
-                      "only the last ones are used", stacklevel=4)
+                      "only the last ones are used", stacklevel=3)
         text = text[:, -block:]
     rng = np.random.default_rng(seed)
     cache = KVCache(model.config, len(text), model.dtype) if use_cache else None
@@ -76,6 +92,8 @@ def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: 
 
 def _checked(config, tokens, max_new_tokens, seed, eos_token_id):
     tokens = np.asarray(tokens)
+    if tokens.dtype.kind == "U":
+        raise TypeError("generate: tokens is text, must be ids: encode the text first, tokenizer.encode(text)")
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"generate: tokens has shape {tokens.shape}, must be a list of ids or (B, T), and not empty")
     if not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
