@@ -35,11 +35,12 @@ def curve(config, dataset, ops, dtype=np.float32, steps=STEPS):
     return np.array([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
 
-def compare(progress, steps=STEPS):
-    """{"exact": losses in float64, backend: losses in float32, ...} for every backend that loads here."""
+def compare(progress, steps=STEPS, **shape):
+    """{"exact": losses in float64, backend: losses in float32, ...} for every backend that loads here. The model is the
+    preset char, but for the fields given as `shape`."""
     text = default_corpus()
     tokenizer = CharTokenizer.train(text)
-    config = ModelConfig.preset("char", vocab_size=tokenizer.vocab_size)
+    config = ModelConfig.preset("char", vocab_size=tokenizer.vocab_size, **shape)
     dataset = TextDataset.from_tokens(tokenizer.encode(text), config.block_size + 1)
     progress("numpy in float64, the exact curve")
     curves = {"exact": curve(config, dataset, "numpy", np.float64, steps)}
