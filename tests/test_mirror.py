@@ -302,6 +302,23 @@ def test_in_place(ops, op, kernel):
         assert all(map(same_bits, results, separate)), f"{case}: not the same over {over}"
 
 
+@rungs_of("layernorm_forward", "layernorm_backward", "residual_layernorm_forward", "residual_layernorm_backward",
+          "rmsnorm_forward", "rmsnorm_backward", "gelu_forward", "gelu_backward", "cross_entropy_backward")
+def test_streamed_results_within_budget(ops, op, kernel):
+    """Outputs that go past the caches, as only large ones do otherwise, at odd addresses."""
+    if ops is numpy_ops:
+        pytest.skip("NumPy does not stream")
+    before = ops._C.set_streaming_threshold(0)
+    try:
+        for case, expected in cases(op):
+            fenced = Fenced()
+            streamed = getattr(ops, op)(**case.arguments, **buffers(op, expected, fenced), **kernel)
+            check(op, case, expected, streamed if isinstance(streamed, tuple) else (streamed,))
+            assert fenced.intact(), f"{case}: wrote beside the arrays given"
+    finally:
+        ops._C.set_streaming_threshold(before)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # NaN and infinity
 
@@ -435,6 +452,25 @@ def test_refuses_wrong_buffers(op):
         assert refused(op, dict(arguments, **{key: tuple(arrays)}), e.output) is ValueError
         arrays[i] = np.empty(e.expected.shape, np.float64)
         assert refused(op, dict(arguments, **{key: tuple(arrays)}), e.output) is TypeError
+
+
+@pytest.mark.parametrize("op", ["linear_forward", "linear_gelu_forward", "linear_backward"])
+def test_refuses_results_that_overlap(op):
+    rng = np.random.default_rng(3)
+    memory = all_cases.numbers(rng, 200)
+    x, weight = memory[:25].reshape(5, 5), memory[25:50].reshape(5, 5)
+    one, two, bias = memory[50:75].reshape(5, 5), memory[75:100].reshape(5, 5), memory[100:105]
+    onto_x, onto_weight = memory[5:30].reshape(5, 5), memory[45:70].reshape(5, 5)
+    if op == "linear_forward":
+        tries = [("out", "x", x), ("out", "x", onto_x), ("out", "weight", onto_weight)]
+    elif op == "linear_gelu_forward":
+        tries = [("y", "x", (x, one)), ("pre", "weight", (one, weight)), ("pre", "y", (one, one))]
+    else:
+        tries = [("dx", "x", (x, one, None)), ("dx", "dy", (two, one, None)),
+                 ("dweight", "weight", (None, weight, None)), ("dbias", "dweight", (None, one, one[0]))]
+    arguments = dict(x=x, weight=weight, **(dict(dy=two) if "backward" in op else dict(bias=bias)))
+    for output, argument, buffers in tries:
+        assert refused(op, {**arguments, BUFFERS[op]: buffers}, f"{output} overlaps {argument}") is ValueError
 
 
 @pytest.mark.parametrize("ops", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)

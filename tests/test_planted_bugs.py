@@ -60,9 +60,11 @@ def copy_of_project(folder, objects, bug=None):
     if bug:
         broken = folder / bug.file
         broken.write_text((ROOT / bug.file).read_text().replace(bug.old, bug.new))
-        if broken.suffix == ".cpp":
-            linked[ROOT / bug.file] = folder / "broken.o"
-            compile_cpp(folder, broken, folder / "broken.o")
+        if bug.file.startswith("csrc"):
+            folder_of_op = folder / "csrc" / "cpp" / bug.op.removesuffix("_forward").removesuffix("_backward")
+            for source in [broken] if broken.suffix == ".cpp" else sorted(folder_of_op.glob("*.cpp")):
+                linked[ROOT / source.relative_to(folder)] = source.with_suffix(".o")
+                compile_cpp(folder, source, source.with_suffix(".o"))
     subprocess.run([COMPILER, "-shared", "-pthread", *linked.values(), "-o", folder / "minigpt" / MODULE], check=True)
     return folder
 
@@ -82,8 +84,8 @@ def test_bug_can_be_planted(bug):
                                  for i, bug in enumerate(BUGS)])
 def test_bug_is_caught(bug, objects, tmp_path, record_property):
     result = run_mirror(copy_of_project(tmp_path, objects, bug), bug.op)
-    caught = re.search(r"^FAILED tests/test_mirror.py::(\S+)", result.stdout, re.MULTILINE)
-    assert result.returncode == 1 and caught, f"{bug.name}: not caught\n{result.stdout[-2000:]}"
+    caught = re.search(r"^(?:FAILED tests/test_mirror.py::|Fatal Python error: )(\S+)", result.stdout, re.MULTILINE)
+    assert result.returncode and caught, f"{bug.name}: not caught\n{result.stdout[-2000:]}"
     reason = re.search(r"^E +(?:Failed: |AssertionError: )?(.*)", result.stdout, re.MULTILINE)
     print(f"\n{bug.name}:\n    caught by {caught[1]}: {reason[1] if reason else ''}")
     record_property("caught by", caught[1])

@@ -36,6 +36,7 @@ PYBIND11_MODULE(MINIGPT_MODULE, m) {
   m.def("cpu_isas", &cpu_isas);
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads);
+  m.def("set_streaming_threshold", [](int64_t floats) { return std::exchange(streaming_threshold, floats); });
   bind_attention(m);
   bind_layernorm(m);
   bind_linear(m);

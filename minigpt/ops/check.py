@@ -74,6 +74,20 @@ def _outputs(op, name, out, count):
     return tuple(out)
 
 
+def _apart(op, inputs, **outputs):
+    """No output shares memory with an input or another output. (Views of one array have one base, so that nearly always
+    comparing these is enough.)"""
+    others = dict(inputs)
+    for name, y in outputs.items():
+        if y is None:
+            continue
+        owner = y if y.base is None else y.base
+        for other, x in others.items():
+            if x is not None and (x if x.base is None else x.base) is owner and np.may_share_memory(x, y):
+                raise ValueError(f"{op}: {name} overlaps {other}, must have memory of its own")
+        others[name] = y
+
+
 def _kernel(op, kernel, kernels):
     if kernel is not None and kernel not in kernels[op]:
         raise ValueError(f"{op}: no kernel named {kernel!r}, there are {', '.join(kernels[op])}")
@@ -221,6 +235,7 @@ def _linear(op, x, weight, bias=None, **outputs):
     for name, y in outputs.items():
         _shape(op, name, y, (*x.shape[:-1], N))
         _writable(op, name, y)
+    _apart(op, dict(x=x, weight=weight, bias=bias), **outputs)
 
 
 def linear_forward(x, weight, bias, kernel, kernels, out):
@@ -245,6 +260,7 @@ def linear_backward(dy, x, weight, kernel, kernels, grads):
     _shape(op, "dx", dx, x.shape)
     _shape(op, "dweight", dweight, weight.shape)
     _shape(op, "dbias", dbias, weight.shape[:1])
+    _apart(op, dict(dy=dy, x=x, weight=weight), dx=dx, dweight=dweight, dbias=dbias)
 
 
 def rope(op, x, cos, sin, out):

@@ -12,6 +12,8 @@ How to read a function:
 - Every forward op takes `out=`, arrays to write its results into; every backward op takes `grads=`, arrays to
   write the gradients into. With `accumulate=True` the gradients of *parameters* are added to what is there
   (gradient accumulation, tied weights); gradients of activations are always overwritten.
+- Arrays to write into must have memory of their own, except where an op says that one may be an argument itself.
+  (linear, which would quietly compute nonsense, refuses them.)
 - `kernel=` chooses a rung of a ladder by name; None is the default (for NumPy, the definition).
 
 Bad arguments raise ValueError or TypeError before any work is done (see check.py).

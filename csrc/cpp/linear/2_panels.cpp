@@ -1,8 +1,9 @@
 // C = A B, with a row of TILE_COLUMNS outputs in registers.
 //
-// New: B is copied into panels of TILE_COLUMNS columns, a block of the sum at a time. For each element of A, a row of
-// the panel comes as whole vectors: LANES products at a time, several sums side by side, all in memory order. Every
-// vector of B still serves one product only: 4 bytes from the cache for 2 FLOPs, and the loads set the pace.
+// New: the sum over k is cut in blocks (DEPTH), and for each of them B is copied into panels of TILE_COLUMNS columns.
+// For each element of A, a row of the panel comes as whole vectors, all in memory order: 4 bytes from the cache for 2
+// FLOPs. But a row of outputs is only TILE_VECTORS sums side by side: each addition waits 4 cycles for the one before,
+// and that sets the pace.
 // measured: (none yet)
 #include "panel.h"
 #include "parallel.h"

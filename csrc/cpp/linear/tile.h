@@ -24,8 +24,8 @@ template <int ROWS>
 using Tile = vec[ROWS][TILE_VECTORS];
 
 // c (ROWS x TILE_COLUMNS) = a (ROWS x depth) * panel (depth x TILE_COLUMNS): for every k, the product of a column of a
-// and a row of the panel. Of the panel's vectors only the first VECTORS are looked at, the rest of c becomes 0. The sums are
-// a local array, which compilers keep in registers; c itself they might keep in memory.
+// and a row of the panel. Of the panel's vectors only the first VECTORS are looked at, the rest of c becomes 0. The
+// sums are a local array, which compilers keep in registers; c itself they might keep in memory.
 template <int ROWS, int VECTORS = TILE_VECTORS>
 inline void multiply(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* panel,
                      Tile<ROWS>& c) {
