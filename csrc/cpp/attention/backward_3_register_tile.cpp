@@ -1,7 +1,8 @@
 // The five products in register tiles (tile.h). A tile of QUERY_TILE x KEY_TILE probabilities p, and of ds, exists at a
 // time, in the L2 cache. With k and v transposed into panels, s = q k^T and dp = dout v^T come out in vectors along the
 // keys; dq = ds k reads ds by rows; dv = p^T dout and dk = ds^T q read p and ds by columns, which costs nothing, since
-// they are the side that is read one number at a time. Everything a head needs is packed once.
+// they are the side that is read one number at a time. The work of a thread is a key head, with all query heads
+// that read it: what they need is packed once.
 // FLOPs: the 5 T^2 D per head that the causal gradient needs, and a few percent more on the diagonal. Traffic: q, dout
 // and dq once per KEY_TILE keys; k, v, dk and dv of those stay in the L2 cache.
 // measured: (none yet)
