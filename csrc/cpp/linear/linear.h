@@ -47,7 +47,8 @@ constexpr Rung<product_function> linear_ladder[] = {
 constexpr int64_t FEW_ROWS = 8;
 product_function product_few_rows;
 
-// The layer, made of these products: y (M, N) = x (M, K) weight (N, K)^T + bias, and gelu(y). bias and gelu may be null.
+// The layer, made of these products: y (M, N) = x (M, K) weight (N, K)^T + bias, and gelu(y). bias and gelu may be
+// null.
 void linear_forward(product_function* product, const float* x, const float* weight, const float* bias, int64_t M,
                     int64_t N, int64_t K, float* y, float* gelu);
 
