@@ -12,8 +12,8 @@ inline vec exp_minus_2u(vec x) { return exp(x * (-GELU_SCALE - GELU_SCALE * GELU
 
 inline vec gelu(vec x) { return x / (1.0f + exp_minus_2u(x)); }
 
-// d gelu / dx = s + x s (1 - s) d(2u)/dx, with s = sigmoid(2u). Far out s (1 - s) is 0, and must meet x before x^2 does,
-// which may be infinite.
+// d gelu / dx = s + x s (1 - s) d(2u)/dx, with s = sigmoid(2u). Far out s (1 - s) is 0, and must meet x before x^2
+// does, which may be infinite.
 inline vec gelu_gradient(vec x) {
   vec s = 1.0f / (1.0f + exp_minus_2u(x));
   vec slope = x * s * (1.0f - s);

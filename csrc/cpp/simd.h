@@ -73,8 +73,8 @@ inline void store_partial(float* p, vec v, int64_t n) {
 inline vec load_up_to(const float* p, int64_t n) { return n >= LANES ? load(p) : load_partial(p, n); }
 inline void store_up_to(float* p, vec v, int64_t n) { n >= LANES ? store(p, v) : store_partial(p, v, n); }
 
-// Whether an output of n floats is too large for the caches of most machines (32 MiB), so that nobody will find it there
-// again. A variable, so that tests can have small outputs streamed too.
+// Whether an output of n floats is too large for the caches of most machines (32 MiB), so that nobody will find it
+// there again. A variable, so that tests can have small outputs streamed too.
 inline int64_t streaming_threshold = int64_t{8} << 20;
 inline bool exceeds_cache(int64_t n) { return n >= streaming_threshold; }
 

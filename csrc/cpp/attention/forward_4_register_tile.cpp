@@ -2,8 +2,8 @@
 // transposed into panels and v copied into whole vectors, once for each slice of a query head's queries. TILE_ROWS
 // queries times KEY_TILE scores fit in the L1 cache: they are computed, turned into probabilities and multiplied with v
 // before they leave it. What none of TILE_ROWS queries sees is not computed, and only tiles on the diagonal or at the
-// end are masked. FLOPs: the 2 T^2 D per head that causal attention needs, and a few percent more on the diagonal. Traffic: k
-// and v from the L2 cache once per TILE_ROWS queries, from beyond it once per QUERY_TILE.
+// end are masked. FLOPs: the 2 T^2 D per head that causal attention needs, and a few percent more on the diagonal.
+// Traffic: k and v from the L2 cache once per TILE_ROWS queries, from beyond it once per QUERY_TILE.
 // measured: (none yet)
 #include <algorithm>
 #include <cmath>

@@ -2,8 +2,8 @@
 //
 // Forward reads a row three times (mean, variance, result) and adds into one sum, so that every addition waits for the
 // one before: about 4 cycles a number and pass. Backward walks the rows twice: once for dx, once for the sums over
-// rows, which jump from row to row. Forward 12 bytes of memory and 7 FLOPs a number, backward 24 bytes and 15 FLOPs; 4 of
-// the bytes are those of the output's line, which is read before it is overwritten.
+// rows, which jump from row to row. Forward 12 bytes of memory and 7 FLOPs a number, backward 24 bytes and 15 FLOPs; 4
+// of the bytes are those of the output's line, which is read before it is overwritten.
 // measured: (none yet)
 #include <cmath>
 

@@ -1,9 +1,9 @@
 // layernorm, rung 4: outputs too large for the caches are written past them.
 //
 // An ordinary store first reads the cache line that it is going to overwrite. A streaming store does not, which saves
-// memory traffic (forward 8 bytes a number instead of 12, backward 12 instead of 16) and leaves the cache to the inputs.
-// For outputs that fit into the cache it would be a loss, since whoever reads them next would have to go to memory: they
-// take rung 3.
+// memory traffic (forward 8 bytes a number instead of 12, backward 12 instead of 16) and leaves the cache to the
+// inputs. For outputs that fit into the cache it would be a loss, since whoever reads them next would have to go to
+// memory: they take rung 3.
 // measured: (none yet)
 #include "../parallel.h"
 #include "layernorm.h"
