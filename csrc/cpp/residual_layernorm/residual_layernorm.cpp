@@ -1,6 +1,6 @@
 // The end of one branch and the start of the next, fused: the row of h is normalised while it is still in the L1 cache.
-// Apart, the two would read h from memory once more, and backward what layernorm had just written: forward 20 bytes a
-// number instead of 24, backward 20 instead of 28, the lines of the outputs read before they are overwritten among
+// Apart, the two would read h from memory once more, and backward what layernorm had just written: forward 24 bytes a
+// number instead of 28, backward 20 instead of 28, the lines of the outputs read before they are overwritten among
 // them. Large outputs that nothing here reads again go past the caches and save 4 of those. The arithmetic is
 // layernorm's, see layernorm/row.h.
 #include "residual_layernorm.h"
