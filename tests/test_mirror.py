@@ -671,7 +671,7 @@ def test_a_forked_process_computes_on_its_own():
     script = """
 import os, numpy as np, minigpt
 ops, x = minigpt.ops.load("cpp"), np.ones((512, 768), np.float32)
-minigpt.set_num_threads(before)
+minigpt.set_num_threads(2)
 ops.gelu_forward(x)
 child = os.fork()
 if not child:

@@ -84,7 +84,7 @@ def test_bug_can_be_planted(bug):
                                  for i, bug in enumerate(BUGS)])
 def test_bug_is_caught(bug, objects, tmp_path, record_property):
     result = run_mirror(copy_of_project(tmp_path, objects, bug), bug.op)
-    caught = re.search(r"^(?:FAILED tests/test_mirror.py::|Fatal Python error: )(\S+)", result.stdout, re.MULTILINE)
+    caught = re.search(r"(?:^FAILED tests/test_mirror.py::|Fatal Python error: )(\S+)", result.stdout, re.MULTILINE)
     assert result.returncode and caught, f"{bug.name}: not caught\n{result.stdout[-2000:]}"
     reason = re.search(r"^E +(?:Failed: |AssertionError: )?(.*)", result.stdout, re.MULTILINE)
     print(f"\n{bug.name}:\n    caught by {caught[1]}: {reason[1] if reason else ''}")
