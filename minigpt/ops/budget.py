@@ -139,7 +139,8 @@ def budget(op, arguments):
             changes = sum(_distance(r[i], expected) ** 2 for r in runs)
             unavoidable = np.sqrt(changes / RUNS) + half_ulp * np.abs(expected)
             if not expected.ndim:         # one sum over everything has no other rows to tell what is typical of it
-                unavoidable = unavoidable * np.sqrt(max(x.size for x in arguments.values() if isinstance(x, np.ndarray)))
+                terms = max(x.size for x in arguments.values() if isinstance(x, np.ndarray))
+                unavoidable = unavoidable * np.sqrt(terms)
             error = _distance(plain[i].astype(wider), expected)
             plain_error, row_unavoidable = (x.max(axis=-1, keepdims=True) if x.ndim else x
                                             for x in (error, unavoidable))
