@@ -74,11 +74,11 @@ def compare(variants, seconds=1.5):
     counts = {}
     for name, call in variants.items():
         took = math.inf
-        for _ in range(8):  # until no longer faster: the first ones meet cold caches, unmapped pages, a small heap
+        for calls in range(8):  # until no longer faster: the first ones meet cold caches, unmapped pages, a small heap
             start = time.perf_counter()
             call()
             before, took = took, time.perf_counter() - start
-            if took > 0.9 * before:
+            if calls >= 4 and took > 0.9 * before:
                 break
         counts[name] = max(1, round(min(BLOCK, seconds) / took))
     clean, every = {name: [] for name in variants}, {name: [] for name in variants}
