@@ -34,6 +34,19 @@ __device__ inline half from_float(float x) {
   return {float_to_f16(x)};
 }
 
+// Calls f with a number of the type that a launcher's `dtype` names; 16-bit kernels are only compiled for those two.
+template <class F>
+inline void by_dtype(int64_t dtype, F f) {
+  if (dtype == FLOAT32) f(float{});
+  if (dtype == BFLOAT16) f(bfloat16{});
+  if (dtype == FLOAT16) f(half{});
+}
+template <class F>
+inline void by_16_bit_dtype(int64_t dtype, F f) {
+  if (dtype == BFLOAT16) f(bfloat16{});
+  if (dtype == FLOAT16) f(half{});
+}
+
 // Two 16-bit numbers in one register, `low` in the lower half: what mma takes, and what is stored as one word.
 template <class T>
 __device__ inline uint32_t pack(float low, float high);
