@@ -1,0 +1,63 @@
+// What the rungs of the backward pass share: their arguments in one struct and, from the second rung on, what a pair
+// needs to know of its query.
+#pragma once
+#include "attention/attention.cuh"
+#include "numbers.cuh"
+
+template <class T>
+struct AttentionGradients {
+  AttentionShape shape;
+  Heads<const T> dout, q, k, v, out;
+  const float* lse;  // (B, H, Tq)
+  Heads<T> dq, dk, dv;
+};
+
+template <class T>
+Heads<T> typed(Heads<void> x) {
+  return {static_cast<T*>(x.data), x.batch_stride, x.head_stride, x.row_stride};
+}
+template <class T>
+Heads<const T> typed(Heads<const void> x) {
+  return {static_cast<const T*>(x.data), x.batch_stride, x.head_stride, x.row_stride};
+}
+template <class T>
+AttentionGradients<T> typed(const AttentionGradients<void>& a) {
+  return {a.shape, typed<T>(a.dout), typed<T>(a.q),  typed<T>(a.k), typed<T>(a.v), typed<T>(a.out),
+          a.lse,   typed<T>(a.dq),   typed<T>(a.dk), typed<T>(a.dv)};
+}
+
+constexpr float LOG2E = 1.44269504f;
+
+// P = exp(S - lse) = 2^(scale log2(e) q.k - lse2), and dS = P (dP - delta).
+struct alignas(8) QueryTerms {
+  float lse2;   // log2(e) lse; infinity for a query that sees no key, so that its probabilities come out as 0
+  float delta;  // dout . out
+};
+
+// The terms are kept (B, H, padded): whole tiles of up to this many queries, those beyond the last see no key.
+constexpr int QUERY_PADDING = 64;
+__host__ __device__ inline int64_t padded_queries(int64_t Tq) {
+  return (Tq + QUERY_PADDING - 1) / QUERY_PADDING * QUERY_PADDING;
+}
+
+// One warp a query. grid (B H, padded / 8), block (32, 8).
+template <class T>
+__global__ void query_terms(AttentionGradients<T> a, QueryTerms* terms) {
+  const int64_t b = blockIdx.x / a.shape.H, h = blockIdx.x % a.shape.H, i = int64_t(blockIdx.y) * 8 + threadIdx.y;
+  float delta = 0;
+  if (i < a.shape.Tq) {
+    const T *doi = a.dout.row(b, h, i), *oi = a.out.row(b, h, i);
+    for (int d = threadIdx.x; d < a.shape.D; d += 32) delta += to_float(doi[d]) * to_float(oi[d]);
+  }
+  for (int lane = 16; lane > 0; lane /= 2) delta += __shfl_xor_sync(0xffffffff, delta, lane);
+  if (threadIdx.x == 0) {
+    const float lse = i < a.shape.Tq ? a.lse[a.shape.query(b, h, i)] : -INFINITY;
+    terms[blockIdx.x * padded_queries(a.shape.Tq) + i] = {lse == -INFINITY ? INFINITY : LOG2E * lse, delta};
+  }
+}
+
+template <class T>
+void compute_query_terms(const AttentionGradients<T>& a, QueryTerms* terms, cudaStream_t stream) {
+  const dim3 grid(a.shape.B * a.shape.H, padded_queries(a.shape.Tq) / 8), block(32, 8);
+  query_terms<<<grid, block, 0, stream>>>(a, terms);
+}
