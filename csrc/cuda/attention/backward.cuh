@@ -1,8 +1,8 @@
 // What the rungs of the backward pass share: their arguments in one struct and, from the second rung on, what a pair
 // needs to know of its query.
 #pragma once
-#include "attention/attention.cuh"
-#include "numbers.cuh"
+#include "../numbers.cuh"
+#include "attention.cuh"
 
 template <class T>
 struct AttentionGradients {

@@ -10,8 +10,8 @@
 // rows of D floats in each kernel, 16 D bytes for 14 D FLOPs; what makes it bearable is that neighbours hit the cache.
 // Shared memory: none. D up to 256.
 // measured: (none yet)
-#include "attention/backward.cuh"
-#include "scratch.cuh"
+#include "../scratch.cuh"
+#include "backward.cuh"
 
 constexpr int WARPS = 8;  // a block: 8 warps of 32 lanes, 8 rows
 
@@ -26,21 +26,21 @@ __device__ bool find_row(int64_t B, int64_t heads, int64_t T, Row& row) {
 }
 
 // A warp holds a row in registers: lane l has the numbers l, 32 + l, 64 + l, ..., N of them, and zeros from D on.
-template <int N>
-__device__ void load_row(const float* row, int64_t D, float (&x)[N]) {
+template <class T, int N>
+__device__ void load_row(const T* row, int64_t D, float (&x)[N]) {
 #pragma unroll
   for (int n = 0; n < N; n++) {
     const int d = 32 * n + threadIdx.x;
-    x[n] = d < D ? row[d] : 0.0f;
+    x[n] = d < D ? to_float(row[d]) : 0.0f;
   }
 }
 
-template <int N>
-__device__ void store_row(float* row, int64_t D, float scale, const float (&x)[N]) {
+template <class T, int N>
+__device__ void store_row(T* row, int64_t D, float scale, const float (&x)[N]) {
 #pragma unroll
   for (int n = 0; n < N; n++) {
     const int d = 32 * n + threadIdx.x;
-    if (d < D) row[d] = scale * x[n];
+    if (d < D) row[d] = from_float<T>(scale * x[n]);
   }
 }
 
@@ -60,8 +60,8 @@ __device__ void add(float (&y)[N], float a, const float (&x)[N]) {
   for (int n = 0; n < N; n++) y[n] += a * x[n];
 }
 
-template <int N>
-__global__ void delta_of_rows(AttentionGradients<float> a, float* delta) {
+template <class T, int N>
+__global__ void delta_of_rows(AttentionGradients<T> a, float* delta) {
   Row row;
   if (!find_row(a.shape.B, a.shape.H, a.shape.Tq, row)) return;
   const auto [b, h, i] = row;
@@ -72,8 +72,8 @@ __global__ void delta_of_rows(AttentionGradients<float> a, float* delta) {
   if (threadIdx.x == 0) delta[a.shape.query(b, h, i)] = delta_i;
 }
 
-template <int N>
-__global__ void dq_of_rows(AttentionGradients<float> a, const float* delta) {
+template <class T, int N>
+__global__ void dq_of_rows(AttentionGradients<T> a, const float* delta) {
   const AttentionShape& shape = a.shape;
   Row row;
   if (!find_row(shape.B, shape.H, shape.Tq, row)) return;
@@ -94,8 +94,8 @@ __global__ void dq_of_rows(AttentionGradients<float> a, const float* delta) {
   store_row(a.dq.row(b, h, i), shape.D, shape.scale, dqi);
 }
 
-template <int N>
-__global__ void dk_dv_of_rows(AttentionGradients<float> a, const float* delta) {
+template <class T, int N>
+__global__ void dk_dv_of_rows(AttentionGradients<T> a, const float* delta) {
   const AttentionShape& shape = a.shape;
   Row row;
   if (!find_row(shape.B, shape.Hkv, shape.Tk, row)) return;
@@ -119,14 +119,14 @@ __global__ void dk_dv_of_rows(AttentionGradients<float> a, const float* delta) {
   store_row(a.dv.row(b, hkv, j), shape.D, 1.0f, dvj);
 }
 
-template <int N>
-static void launch(const AttentionGradients<float>& a, cudaStream_t stream) {
+template <class T, int N>
+static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   const int64_t queries = a.shape.B * a.shape.H * a.shape.Tq, keys = a.shape.B * a.shape.Hkv * a.shape.Tk;
   const dim3 block(32, WARPS), of_queries((queries + WARPS - 1) / WARPS), of_keys((keys + WARPS - 1) / WARPS);
   const Scratch<float> delta(queries, stream);
-  delta_of_rows<N><<<of_queries, block, 0, stream>>>(a, delta.data);
-  dq_of_rows<N><<<of_queries, block, 0, stream>>>(a, delta.data);
-  dk_dv_of_rows<N><<<of_keys, block, 0, stream>>>(a, delta.data);
+  delta_of_rows<T, N><<<of_queries, block, 0, stream>>>(a, delta.data);
+  dq_of_rows<T, N><<<of_queries, block, 0, stream>>>(a, delta.data);
+  dk_dv_of_rows<T, N><<<of_keys, block, 0, stream>>>(a, delta.data);
 }
 
 extern "C" void attention_backward_rows(int64_t dtype, const void* dout, int64_t dout_batch, int64_t dout_head,
@@ -148,11 +148,12 @@ extern "C" void attention_backward_rows(int64_t dtype, const void* dout, int64_t
                                       {dq, dq_batch, dq_head, dq_row},
                                       {dk, dk_batch, dk_head, dk_row},
                                       {dv, dv_batch, dv_head, dv_row}};
-  if (D <= 64) {
-    launch<2>(typed<float>(a), stream);
-  } else if (D <= 128) {
-    launch<4>(typed<float>(a), stream);
-  } else {
-    launch<8>(typed<float>(a), stream);
-  }
+  by_dtype(dtype, [&](auto number) {
+    using T = decltype(number);
+    if (D <= 64) {
+      launch<T, 2>(typed<T>(a), stream);
+    } else {
+      launch<T, 8>(typed<T>(a), stream);
+    }
+  });
 }

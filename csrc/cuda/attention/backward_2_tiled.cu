@@ -15,8 +15,8 @@
 // FLOPs: 14 D a pair. Bytes, a pair of tiles: 4 slices of each row once for the scores, and the others' once more: 8 D
 // to 16 D bytes for each of the 32 others, from the L2 cache. Shared memory: 37 KB for dq, 47 KB for dk and dv.
 // measured: (none yet)
-#include "attention/backward.cuh"
-#include "scratch.cuh"
+#include "../scratch.cuh"
+#include "backward.cuh"
 
 constexpr int THREADS = 128, OTHER = 32, SLICE = 32;
 using SliceRow = float[SLICE + 4];
@@ -26,20 +26,20 @@ __device__ inline int thread_x() { return threadIdx.x % 8; }
 __device__ inline int thread_y() { return threadIdx.x / 8; }
 __device__ inline float4 load4(const float* x) { return *reinterpret_cast<const float4*>(x); }
 
-// Copies the columns d0 ... of `rows` rows from row t0 on, zeros where there are none.
-__device__ inline void load_slice(SliceRow* slice, int rows, Heads<const float> x, int64_t b, int64_t h, int64_t t0,
-                                  int64_t T, int64_t d0, int64_t D) {
+// Copies the columns from d0 on, of `rows` rows from t0 on; zeros from row `end` and column D on.
+template <class T>
+__device__ void load_slice(SliceRow* slice, int rows, Heads<const T> x, int64_t b, int64_t h, int64_t t0, int64_t end,
+                           int64_t d0, int64_t D) {
   const int column = threadIdx.x % 32;
-#pragma unroll 4
   for (int r = threadIdx.x / 32; r < rows; r += THREADS / 32) {
-    slice[r][column] = t0 + r < T && d0 + column < D ? x.row(b, h, t0 + r)[d0 + column] : 0.0f;
+    slice[r][column] = t0 + r < end && d0 + column < D ? to_float(x.row(b, h, t0 + r)[d0 + column]) : 0.0f;
   }
 }
 
 // c += A B^T, over one slice: the rows of both are read along their columns.
 template <int R>
 __device__ void multiply_transposed(const SliceRow* a, const SliceRow* b, float (&c)[R][4]) {
-#pragma unroll 2
+#pragma unroll 1
   for (int d = 0; d < SLICE; d += 4) {
     float4 bj[4];
 #pragma unroll
@@ -61,7 +61,7 @@ __device__ void multiply_transposed(const SliceRow* a, const SliceRow* b, float 
 // c += A B, for one slice of the columns of B: thread x has four of them, side by side.
 template <int R>
 __device__ void multiply(const ScoreRow* a, const SliceRow* b, float (&c)[R][4]) {
-#pragma unroll 2
+#pragma unroll 1
   for (int j = 0; j < OTHER; j += 4) {
     float4 bj[4];
 #pragma unroll
@@ -82,28 +82,28 @@ __device__ void multiply(const ScoreRow* a, const SliceRow* b, float (&c)[R][4])
 }
 
 // Writes the rows that a block owns, held in the registers of its threads, slice by slice.
-template <int R, int SLICES>
-__device__ void store_rows(const float (&x)[SLICES][R][4], float scale, Heads<float> to, int64_t b, int64_t h,
-                           int64_t t0, int64_t T, int64_t D) {
+template <class T, int R, int SLICES>
+__device__ void store_rows(const float (&x)[SLICES][R][4], float scale, Heads<T> to, int64_t b, int64_t h, int64_t t0,
+                           int64_t end, int64_t D) {
 #pragma unroll
   for (int r = 0; r < R; r++) {
     const int64_t t = t0 + thread_y() + 16 * r;
-    if (t >= T) break;
-    float* row = to.row(b, h, t);
+    if (t >= end) break;
+    T* row = to.row(b, h, t);
 #pragma unroll
     for (int n = 0; n < SLICES; n++) {
 #pragma unroll
       for (int c = 0; c < 4; c++) {
         const int d = SLICE * n + 4 * thread_x() + c;
-        if (d < D) row[d] = scale * x[n][r][c];
+        if (d < D) row[d] = from_float<T>(scale * x[n][r][c]);
       }
     }
   }
 }
 
 // SLICES cover D; R rows a thread, so that a block owns 16 R. grid (B H, tiles of queries).
-template <int SLICES, int R>
-__global__ __launch_bounds__(THREADS) void dq_tiled(AttentionGradients<float> a, const QueryTerms* terms) {
+template <class T, int SLICES, int R>
+__global__ __launch_bounds__(THREADS, 2) void dq_tiled(AttentionGradients<T> a, const QueryTerms* terms) {
   constexpr int OWN = 16 * R;
   __shared__ SliceRow q[OWN], dout[OWN], k[OTHER], v[OTHER];
   __shared__ ScoreRow ds[OWN];
@@ -151,8 +151,8 @@ __global__ __launch_bounds__(THREADS) void dq_tiled(AttentionGradients<float> a,
 }
 
 // grid (B Hkv, tiles of keys). P and dS are transposed here: a row for each key that the block owns.
-template <int SLICES, int R>
-__global__ __launch_bounds__(THREADS) void dk_dv_tiled(AttentionGradients<float> a, const QueryTerms* terms) {
+template <class T, int SLICES, int R>
+__global__ __launch_bounds__(THREADS, 2) void dk_dv_tiled(AttentionGradients<T> a, const QueryTerms* terms) {
   constexpr int OWN = 16 * R;
   __shared__ SliceRow k[OWN], v[OWN], q[OTHER], dout[OTHER];
   __shared__ ScoreRow p[OWN], ds[OWN];
@@ -201,16 +201,16 @@ __global__ __launch_bounds__(THREADS) void dk_dv_tiled(AttentionGradients<float>
   store_rows(dv, 1.0f, a.dv, b, hkv, j0, shape.Tk, shape.D);
 }
 
-template <int SLICES, int R>
-static void launch(const AttentionGradients<float>& a, cudaStream_t stream) {
+template <class T, int SLICES, int R>
+static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   constexpr int OWN = 16 * R;
   const AttentionShape& shape = a.shape;
   const Scratch<QueryTerms> terms(shape.B * shape.H * padded_queries(shape.Tq), stream);
   compute_query_terms(a, terms.data, stream);
   const dim3 of_queries(shape.B * shape.H, (shape.Tq + OWN - 1) / OWN);
   const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN);
-  dq_tiled<SLICES, R><<<of_queries, THREADS, 0, stream>>>(a, terms.data);
-  dk_dv_tiled<SLICES, R><<<of_keys, THREADS, 0, stream>>>(a, terms.data);
+  dq_tiled<T, SLICES, R><<<of_queries, THREADS, 0, stream>>>(a, terms.data);
+  dk_dv_tiled<T, SLICES, R><<<of_keys, THREADS, 0, stream>>>(a, terms.data);
 }
 
 extern "C" void attention_backward_tiled(int64_t dtype, const void* dout, int64_t dout_batch, int64_t dout_head,
@@ -232,11 +232,14 @@ extern "C" void attention_backward_tiled(int64_t dtype, const void* dout, int64_
                                       {dq, dq_batch, dq_head, dq_row},
                                       {dk, dk_batch, dk_head, dk_row},
                                       {dv, dv_batch, dv_head, dv_row}};
-  if (D <= 64) {
-    launch<2, 4>(typed<float>(a), stream);
-  } else if (D <= 128) {
-    launch<4, 4>(typed<float>(a), stream);
-  } else {
-    launch<8, 2>(typed<float>(a), stream);
-  }
+  by_dtype(dtype, [&](auto number) {
+    using T = decltype(number);
+    if (D <= 64) {
+      launch<T, 2, 4>(typed<T>(a), stream);
+    } else if (D <= 128) {
+      launch<T, 4, 4>(typed<T>(a), stream);
+    } else {
+      launch<T, 8, 2>(typed<T>(a), stream);
+    }
+  });
 }
