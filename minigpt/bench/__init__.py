@@ -3,7 +3,9 @@
     minigpt bench ops            every operation, and every rung of the ladders
     minigpt bench train          a training step of three models, beside the same model in torch
     minigpt bench decode         tokens per second of GPT-2, beside transformers and llama.cpp
-    minigpt bench all --keep     all of it, some eight minutes; kept in minigpt/bench/results, README and headers redone
+    minigpt bench shakespeare --data FILE   a whole training run on a text, beside the same in torch
+    minigpt bench all --keep     all of it, some eight minutes (with --data, sixteen); kept in minigpt/bench/results,
+                                 README and headers redone
     minigpt bench curves         fifty steps of training on every backend: one loss curve on top of the other
     minigpt bench tables         the README's table and the kernels' headers again, from the newest result kept
 
@@ -24,13 +26,13 @@ from pathlib import Path
 
 from .. import ops as backends
 
-SECTIONS = ("ops", "train", "decode")
+SECTIONS = ("ops", "train", "decode", "shakespeare")
 MALLOC_KEEPS = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "30000000000",
     "MALLOC_TOP_PAD_": "1000000000",
 }
-SECONDS = {"ops": 1.0, "train": 6, "decode": 6}  # meant for one comparison
+SECONDS = {"ops": 1.0, "train": 6, "decode": 6, "shakespeare": 0}  # meant for one comparison
 
 
 def add_arguments(parser):
@@ -38,12 +40,14 @@ def add_arguments(parser):
                         help="what to measure; tables: only rewrite them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
+    parser.add_argument("--data", metavar="FILE", help="the text for shakespeare, which all leaves out without it")
     parser.add_argument("--only", metavar="WORDS", help="only the training settings whose name holds WORDS")
     parser.add_argument("--keep", action="store_true", help="keep the result in minigpt/bench/results, redo the tables")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: tries everything, measures nothing")
 
 
 def run(args):
+    from ..commands.train import text_file
     from . import curves, picture, tables
 
     if args.what == "tables":
@@ -58,8 +62,13 @@ def run(args):
         raise ValueError("bench: --keep is for whole results, it cannot stand beside --tiny or --only")
     if args.threads < 1:
         raise ValueError(f"bench: --threads is {args.threads}, must be 1 or more")
-    sections = SECTIONS if args.what == "all" else (args.what,)
-    result = measure(sections, args.threads, only=args.only, tiny=args.tiny, progress=_progress)
+    if args.what == "shakespeare" and not args.data:
+        raise ValueError("bench shakespeare: needs a text, --data FILE")
+    if args.data:
+        with text_file(args.data):
+            pass  # raises before anything is measured
+    sections = [name for name in SECTIONS if args.what in ("all", name) and (name != "shakespeare" or args.data)]
+    result = measure(sections, args.threads, data=args.data, only=args.only, tiny=args.tiny, progress=_progress)
     print(tables.terminal(result))
     if args.json:
         _write_json(Path(args.json), result)
@@ -72,7 +81,8 @@ def run(args):
     return 0
 
 
-def measure(sections, threads, only=None, tiny=False, settings=("default", "best"), progress=lambda line: None):
+def measure(sections, threads, data=None, only=None, tiny=False, settings=("default", "best"),
+            progress=lambda line: None):
     """Measures sections -> {"date", "threads", "machine", "sections": {name: {"limits", "rows", "ladders"}}}. A row
     holds its work and, under "default" and "best", the summary of each variant."""
     missing = backends.available()["cpp"]
@@ -85,8 +95,8 @@ def measure(sections, threads, only=None, tiny=False, settings=("default", "best
     for section in sections:
         rows, ladders, limits = {}, [], None
         for setting in settings:
-            options = {"section": section, "setting": setting, "threads": threads, "torch": torch, "only": only,
-                       "tiny": tiny, "seconds": 0 if tiny else SECONDS[section]}
+            options = {"section": section, "setting": setting, "threads": threads, "torch": torch, "data": data,
+                       "only": only, "tiny": tiny, "seconds": 0 if tiny else SECONDS[section]}
             for line in _worker(options):
                 if "machine" in line:
                     result["machine"], limits = line["machine"], line["limits"]

@@ -45,11 +45,11 @@ class NanoGPT(nn.Module):
         for block in self.h:
             x = block(x)
         logits = F.linear(self.norm(x), self.wte.weight)
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
-    def optimizer(self, learning_rate):
+    def optimizer(self, learning_rate, beta2=0.95):
         """AdamW with decay on the matrices only, as GPTs are trained."""
         matrices = [p for p in self.parameters() if p.dim() >= 2]
         vectors = [p for p in self.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)

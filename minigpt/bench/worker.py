@@ -8,7 +8,7 @@ import json
 import sys
 
 from ..ops import cpp_ops
-from . import decode, machine, ops, train
+from . import decode, machine, ops, shakespeare, train
 
 
 def main():
@@ -23,8 +23,8 @@ def main():
             torch.set_float32_matmul_precision("medium")
     if options["setting"] == "default":
         _write({"machine": machine.describe(), "limits": machine.limits(options)})
-    section = {"ops": ops.rows, "train": train.rows, "decode": decode.rows}[options["section"]]
-    for row in section(cpp_ops, torch, options):
+    section = {"ops": ops, "train": train, "decode": decode, "shakespeare": shakespeare}[options["section"]]
+    for row in section.rows(cpp_ops, torch, options):
         _write(row)
     if options["section"] == "ops" and options["setting"] == "default":
         for row in ops.ladder_rows(cpp_ops, options):
