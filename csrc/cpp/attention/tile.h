@@ -3,6 +3,8 @@
 // All their products have one form, C += A B, with A read one number at a time and B in vectors along its rows. A tile
 // of C stays in registers while k runs, so that every vector of B loaded serves TILE_ROWS multiply-adds, and every
 // number of A TILE_VECTORS of them: 24 multiply-adds for 10 loads with 32 registers, 12 for 8 with 16.
+//
+// linear/tile.h has another tile: 8 x 3 vectors need fewer loads, but here B is often D = 64 wide, four vectors of 16.
 #pragma once
 #include <algorithm>
 

@@ -7,8 +7,6 @@
 // measured: 208 GFLOP/s, 94% of peak, linear backward 1024 x 768 x 768
 // measured: on AMD EPYC (family 25 model 17, avx512), 2 threads, 2026-11
 #include "panel.h"
-#include "parallel.h"
-#include "scratch.h"
 
 namespace minigpt {
 
@@ -21,21 +19,11 @@ static void rows(const Product& p, int64_t i, int64_t j, int64_t k, int64_t dept
 }
 
 void product_register_tile(const Product& p) {
-  static thread_local Scratch scratch;
-  int64_t step = block_depth(p.K);
-  float* b = scratch.get(panels_size<TILE_COLUMNS>(p.N, step));
-  for (int64_t k = 0; k < p.K; k += step) {
-    int64_t depth = std::min(step, p.K - k);
-    parallel_for(p.N, TILE_COLUMNS, [&](int64_t begin, int64_t end) {
-      pack_b(p, begin, end - begin, k, depth, b + panels_size<TILE_COLUMNS>(begin, depth));
-    });
-    parallel_for(p.N, TILE_COLUMNS, [&](int64_t j, int64_t) {
-      int64_t i = 0;
-      const float* panel = b + panels_size<TILE_COLUMNS>(j, depth);
-      for (; i + TILE_ROWS <= p.M; i += TILE_ROWS) rows<TILE_ROWS>(p, i, j, k, depth, panel);
-      for (; i < p.M; i++) rows<1>(p, i, j, k, depth, panel);
-    });
-  }
+  for_each_panel(p, [&](int64_t j, int64_t k, int64_t depth, const float* panel) {
+    int64_t i = 0;
+    for (; i + TILE_ROWS <= p.M; i += TILE_ROWS) rows<TILE_ROWS>(p, i, j, k, depth, panel);
+    for (; i < p.M; i++) rows<1>(p, i, j, k, depth, panel);
+  });
 }
 
 }  // namespace minigpt

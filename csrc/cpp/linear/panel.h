@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "linear.h"
+#include "parallel.h"
+#include "scratch.h"
 #include "simd.h"
 #include "tile.h"
 
@@ -80,6 +82,23 @@ inline void pack_a(const Product& p, int64_t i, int64_t rows, int64_t k, int64_t
 }
 inline void pack_b(const Product& p, int64_t j, int64_t columns, int64_t k, int64_t depth, float* panels) {
   pack<TILE_COLUMNS>({p.b.at(k, j), p.b.column, p.b.row}, columns, depth, panels);
+}
+
+// How the rungs walk that pack B alone: block by block of the sum, all of B is packed, and then the threads call
+// columns(j, k, depth, panel) for every panel: the columns of C from j on, `depth` terms of the sum from k on.
+template <class Columns>
+void for_each_panel(const Product& p, Columns columns) {
+  static thread_local Scratch scratch;
+  int64_t step = block_depth(p.K);
+  float* b = scratch.get(panels_size<TILE_COLUMNS>(p.N, step));
+  for (int64_t k = 0; k < p.K; k += step) {
+    int64_t depth = std::min(step, p.K - k);
+    parallel_for(p.N, TILE_COLUMNS, [&](int64_t begin, int64_t end) {
+      pack_b(p, begin, end - begin, k, depth, b + panels_size<TILE_COLUMNS>(begin, depth));
+    });
+    parallel_for(p.N, TILE_COLUMNS,
+                 [&](int64_t j, int64_t) { columns(j, k, depth, b + panels_size<TILE_COLUMNS>(j, depth)); });
+  }
 }
 
 }  // namespace minigpt
