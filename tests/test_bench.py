@@ -12,6 +12,7 @@ from minigpt import bench
 from minigpt.bench import tables, timing
 from minigpt.cli import main
 from minigpt.ops import available, numpy_ops
+from minigpt.text import default_corpus
 
 needs_cpp = pytest.mark.skipif(available()["cpp"] is not None, reason="the C++ kernels are not built")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
@@ -64,8 +65,10 @@ def test_dirty_blocks_are_dropped(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return bench.measure(bench.SECTIONS, 1, tiny=True, settings=("default",))
+def tiny(tmp_path_factory):
+    text = tmp_path_factory.mktemp("text") / "some.txt"
+    text.write_text(default_corpus()[:10_000], encoding="utf-8")
+    return bench.measure(bench.SECTIONS, 1, data=str(text), tiny=True, settings=("default",))
 
 
 @needs_cpp
@@ -75,7 +78,7 @@ def test_everything_is_measured(tiny):
 
     assert ladders == {(op, rung) for op, rungs in cpp_ops.kernels.items() for rung in rungs}
     works = [row["work"] for section in tiny["sections"].values() for row in section["rows"]]
-    assert len(works) == 10 + 1 + 2
+    assert len(works) == 10 + 1 + 2 + 2
     for section in tiny["sections"].values():
         assert all(value > 0 for value in section["limits"].values())
         for row in section["rows"]:
@@ -87,7 +90,7 @@ def test_everything_is_measured(tiny):
 @needs_cpp
 @needs_torch
 def test_the_peer_is_measured_beside_ours(tiny):
-    for section in ("ops", "train"):
+    for section in ("ops", "train", "shakespeare"):
         for row in tiny["sections"][section]["rows"]:
             assert {"ours", "torch"} <= row["default"].keys(), row["work"]
 
@@ -182,7 +185,8 @@ def test_a_worker_that_fails_is_one_line(capsys, monkeypatch):
 
 @pytest.mark.parametrize("arguments, words", [
     (["nonsense"], "nonsense"), (["ops", "--threads", "0"], "--threads is 0"), (["decode", "--only", "GPT"], "--only"),
-    (["ops", "--tiny", "--keep"], "--keep")])
+    (["ops", "--tiny", "--keep"], "--keep"), (["shakespeare"], "--data FILE"),
+    (["shakespeare", "--data", "nowhere.txt"], "'nowhere.txt' does not exist")])
 def test_bad_arguments(arguments, words, capsys):
     assert main(["bench", *arguments]) == 2
     assert words in capsys.readouterr().err

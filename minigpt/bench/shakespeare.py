@@ -48,7 +48,6 @@ def rows(ops, torch, options):
             "flops": 3 * steps * DEFAULTS["per_device_train_batch_size"] * config.block_size
             * config.flops_per_token(config.block_size),
             "limit": "fma",
-            "loss": {name: loss for name, (_, loss) in runs.items()},
             **{name: _once(seconds) for name, (seconds, _) in runs.items()},
         }
 
