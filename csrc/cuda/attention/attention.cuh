@@ -43,3 +43,9 @@ struct Heads {
     return data + b * batch_stride + h * head_stride + t * row_stride;
   }
 };
+
+// Whether all rows of x start at multiples of n numbers: what reading n at a time takes.
+template <class T>
+bool rows_aligned(const Heads<T>& x, int64_t n) {
+  return (reinterpret_cast<uintptr_t>(x.data) / sizeof(T) | x.batch_stride | x.head_stride | x.row_stride) % n == 0;
+}
