@@ -58,15 +58,3 @@ template <>
 __device__ inline uint32_t pack<half>(float low, float high) {
   return floats_to_f16x2(low, high);
 }
-
-// C += A B on the tensor cores: see mma_m16n8k16_bf16 in ptx.cuh.
-template <class T>
-__device__ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-template <>
-__device__ inline void mma_m16n8k16<bfloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  mma_m16n8k16_bf16(c, a, b);
-}
-template <>
-__device__ inline void mma_m16n8k16<half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  mma_m16n8k16_f16(c, a, b);
-}

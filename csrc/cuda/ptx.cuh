@@ -1,15 +1,16 @@
 // The instructions of the GPU that C++ has no words for, one tiny function each: all inline PTX of the project is here
-// (that of the Hopper kernel in ptx_hopper.cuh). Under the emulator each has a body of plain C++ instead, or asks the
-// emulator where the 32 lanes of a warp act together.
+// (that of the Hopper kernel in ptx_hopper.cuh). The second half of the file says what each does on the CPU: a line of
+// C++, or a question to the emulator where the lanes of a warp act together.
 //
-// mma, ldmatrix and cp.async exist from sm_80 on. Files that use them say "needs sm_80" in their first lines and are
+// mma, ldmatrix and cp.async exist from sm_80 on: files that use them say "needs sm_80" in their first lines, and are
 // not compiled for older GPUs.
 #pragma once
 #include <cstdint>
-#ifdef MINIGPT_EMULATED
-#include <cmath>
-#include <cstring>
-#endif
+
+struct bfloat16;
+struct half;
+
+#ifndef MINIGPT_EMULATED
 
 // ---------------------------------------------------------------------------------------------------------------
 // tensor cores
@@ -20,55 +21,18 @@
 //   A        columns 2t, 2t+1    2t+8, 2t+9      B          column g        C        columns 2t, 2t+1
 //   row g          a[0]            a[2]          rows 2t, 2t+1    b[0]      row g        c[0], c[1]
 //   row g+8        a[1]            a[3]          rows 2t+8, 2t+9  b[1]      row g+8      c[2], c[3]
-__device__ inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-__device__ inline void mma_m16n8k16_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-
-// Loads four 8 x 8 matrices of 16-bit numbers from shared memory. The row r of matrix i (16 bytes) lies where lane
-// 8 i + r points. r[i] gets the two numbers of matrix i in row g, columns 2t and 2t+1: a quarter of A above, or half of
-// B if the rows in memory are the columns of B. _trans exchanges rows and columns: rows 2t and 2t+1, column g.
-__device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row);
-__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row);
-
-// ---------------------------------------------------------------------------------------------------------------
-// copies that go on while the thread does
-
-// Copies `bytes` (0 to 16) from global to shared memory and fills up to 16 with zeros; both addresses are multiples of
-// 16. The copy may happen at any time until a wait for its group.
-__device__ inline void cp_async_16(void* shared, const void* global, int bytes);
-// Closes a group: all copies of this thread since the last commit.
-__device__ inline void cp_async_commit();
-// Waits until at most N groups of this thread, the latest ones, are still under way. Other threads' copies are
-// only seen after a __syncthreads() that follows their wait.
-template <int N>
-__device__ inline void cp_async_wait();
-
-// ---------------------------------------------------------------------------------------------------------------
-// numbers
-
-// 2^x in one instruction, to about 2 units in the last place; results below 2^-126 are 0.
-__device__ inline float exp2_approx(float x);
-
-// Rounded to nearest, ties to even. The pairs hold `low` in the lower half.
-__device__ inline uint16_t float_to_bf16(float x);
-__device__ inline uint16_t float_to_f16(float x);
-__device__ inline uint32_t floats_to_bf16x2(float low, float high);  // needs sm_80
-__device__ inline uint32_t floats_to_f16x2(float low, float high);   // needs sm_80
-__device__ inline float bf16_to_float(uint16_t x);
-__device__ inline float f16_to_float(uint16_t x);
-
-// ---------------------------------------------------------------------------------------------------------------
-// the bodies
-
-#ifndef MINIGPT_EMULATED
-
-__device__ inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+template <class T>
+__device__ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+template <>
+__device__ inline void mma_m16n8k16<bfloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-__device__ inline void mma_m16n8k16_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+template <>
+__device__ inline void mma_m16n8k16<half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -76,10 +40,14 @@ __device__ inline void mma_m16n8k16_f16(float (&c)[4], const uint32_t (&a)[4], c
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The 32-bit address within shared memory that the instructions want, of an ordinary pointer into it.
+// The 32-bit address within shared memory, which the instructions want, of an ordinary pointer into it.
 __device__ inline uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
+
+// Loads four 8 x 8 matrices of 16-bit numbers from shared memory. The row r of matrix i (16 bytes) lies where lane
+// 8 i + r points. r[i] gets the two numbers of matrix i in row g, columns 2t and 2t+1: a quarter of A above, or half of
+// B if the rows in memory are the columns of B. With _trans, the two in rows 2t and 2t+1, column g.
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -93,22 +61,35 @@ __device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
+// ---------------------------------------------------------------------------------------------------------------
+// copies that go on while the thread does
+
+// Copies `bytes` (0 to 16) from global to shared memory and fills up to 16 with zeros; both addresses are multiples of
+// 16. The copy may happen at any time until a wait for its group.
 __device__ inline void cp_async_16(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
 }
+// Closes a group: all copies of this thread since the last commit.
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most N groups of this thread, the latest ones, are still under way. Copies of other threads are here
+// after their wait and a __syncthreads().
 template <int N>
 __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// ---------------------------------------------------------------------------------------------------------------
+// numbers
+
+// 2^x in one instruction, to about 2 units in the last place; below 2^-126 it is 0.
 __device__ inline float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
+// To 16 bits, rounded to nearest, ties to even. Of a pair, `low` goes to the lower half.
 __device__ inline uint16_t float_to_bf16(float x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   uint16_t y;
@@ -124,12 +105,12 @@ __device__ inline uint16_t float_to_f16(float x) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
   return y;
 }
-__device__ inline uint32_t floats_to_bf16x2(float low, float high) {
+__device__ inline uint32_t floats_to_bf16x2(float low, float high) {  // needs sm_80
   uint32_t y;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
   return y;
 }
-__device__ inline uint32_t floats_to_f16x2(float low, float high) {
+__device__ inline uint32_t floats_to_f16x2(float low, float high) {  // needs sm_80
   uint32_t y;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
   return y;
@@ -141,47 +122,42 @@ __device__ inline float f16_to_float(uint16_t x) {
   return y;
 }
 
-#else  // emulated
+#else  // the same on the CPU. `where` is the line that called, for the emulator's reports.
 
-inline void mma_m16n8k16_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  emulator::mma_m16n8k16(c, a, b, bf16_to_float);
+template <class T>
+inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                         emulator::Where where = emulator::Where()) {
+  emulator::mma_m16n8k16(std::is_same_v<T, half> ? emulator::FLOAT16 : emulator::BFLOAT16, c, a, b, c, where);
 }
-inline void mma_m16n8k16_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  emulator::mma_m16n8k16(c, a, b, f16_to_float);
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, emulator::Where where = emulator::Where()) {
+  emulator::load_matrices(r, 4, false, row, where);
 }
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { emulator::ldmatrix(r, 4, false, row); }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { emulator::ldmatrix(r, 4, true, row); }
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, emulator::Where where = emulator::Where()) {
+  emulator::load_matrices(r, 4, true, row, where);
+}
 
-inline void cp_async_16(void* shared, const void* global, int bytes) { emulator::cp_async(shared, global, bytes, 16); }
-inline void cp_async_commit() { emulator::cp_async_commit(); }
+inline void cp_async_16(void* shared, const void* global, int bytes, emulator::Where where = emulator::Where()) {
+  emulator::copy_async(shared, global, 16, bytes, where);
+}
+inline void cp_async_commit(emulator::Where where = emulator::Where()) { emulator::copy_async_commit(where); }
 template <int N>
-inline void cp_async_wait() {
-  emulator::cp_async_wait(N);
+inline void cp_async_wait(emulator::Where where = emulator::Where()) {
+  emulator::copy_async_wait(N, where);
 }
 
-inline float exp2_approx(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+inline float exp2_approx(float x) { return x < -126 ? 0 : exp2f(x); }
 
-inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-inline float float_of(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
 inline uint16_t float_to_bf16(float x) {
-  const uint32_t bits = bits_of(x);
+  const uint32_t bits = __float_as_uint(x);
   return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 inline uint16_t float_to_f16(float x) {
-  const float size = std::fabs(x);
-  const uint32_t bits = bits_of(size), sign = bits_of(x) >> 16 & 0x8000;
+  const float size = fabsf(x);
+  const uint32_t bits = __float_as_uint(size), sign = __float_as_uint(x) >> 16 & 0x8000;
   if (x != x) return 0x7fff;
-  if (size >= 65520.0f) return sign | 0x7c00;                                                // rounds to infinity
-  if (size < 0x1p-14f) return sign | static_cast<uint32_t>(std::nearbyint(size * 0x1p24f));  // subnormal
-  return sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10));  // the exponent's bias: 127 to 15
+  if (size >= 65520) return sign | 0x7c00;                                         // rounds to infinity
+  if (size < 0x1p-14f) return sign | uint32_t(nearbyintf(size * 0x1p24f));         // subnormal
+  return sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - ((127 - 15) << 10));  // 127, 15: what exponents start from
 }
 inline uint32_t floats_to_bf16x2(float low, float high) {
   return float_to_bf16(low) | uint32_t(float_to_bf16(high)) << 16;
@@ -189,11 +165,11 @@ inline uint32_t floats_to_bf16x2(float low, float high) {
 inline uint32_t floats_to_f16x2(float low, float high) {
   return float_to_f16(low) | uint32_t(float_to_f16(high)) << 16;
 }
-inline float bf16_to_float(uint16_t x) { return float_of(uint32_t(x) << 16); }
+inline float bf16_to_float(uint16_t x) { return __uint_as_float(uint32_t(x) << 16); }
 inline float f16_to_float(uint16_t x) {
   const uint32_t sign = (x & 0x8000u) << 16, rest = x & 0x7fff;
-  if (rest >= 0x7c00) return float_of(sign | 0x7f800000 | rest << 13);  // infinity and NaN
-  return float_of(sign | bits_of(float_of(rest << 13) * 0x1p112f));     // the exponent's bias: 15 to 127
+  if (rest >= 0x7c00) return __uint_as_float(sign | 0x7f800000 | rest << 13);  // infinity and NaN
+  return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
 }
 
 #endif
