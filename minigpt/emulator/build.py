@@ -1,0 +1,125 @@
+"""From a .cu file to a shared library: rewritten, compiled by g++ or clang++ with the emulator's runtime, and cached.
+
+Two builds of one source. The fast one only runs. In the checked one the compiler reports every load and store to the
+runtime (-fsanitize=thread makes it insert the calls; the functions called are the emulator's own, not the sanitizer's).
+The runtime is compiled once and linked to every library, so that each has a machine of its own.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from ..files.atomic import atomic_write
+from .rewrite import with_local_includes
+
+PACKAGE = Path(__file__).parent.parent
+FLAGS = ("-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-psabi")
+CHECKED = ("-O1", "-fsanitize=thread")
+KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
+
+
+class CompileError(ValueError):
+    """The compiler's words, with the lines of the file as its author wrote it."""
+
+
+def sources() -> Path:
+    """The folder csrc: beside the package in a checkout, inside it where it was installed."""
+    inside = PACKAGE / "csrc"
+    return inside if inside.is_dir() else PACKAGE.parent / "csrc"
+
+
+@cache
+def compiler() -> str:
+    """The C++ compiler: $CXX, or the first on the path. ImportError where there is none."""
+    for name in filter(None, (os.environ.get("CXX"), "g++", "clang++")):
+        if found := shutil.which(name):
+            return found
+    raise ImportError("the emulator needs a C++ compiler (g++ or clang++), none was found")
+
+
+@cache
+def _compiler_flags():
+    """What only g++ understands, and needs: static variables of templates must not be shared between libraries."""
+    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    return version, () if "clang" in version else ("-fno-gnu-unique",)
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept: $XDG_CACHE_HOME/minigpt/emulator, or a temporary folder where the home is not
+    ours to write to."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for folder in (home / "minigpt" / "emulator", Path(tempfile.gettempdir()) / f"minigpt-emulator-{os.getuid()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+            return folder
+    raise ImportError("the emulator needs a folder to keep what it compiles; set XDG_CACHE_HOME to one")
+
+
+def build(path, checked: bool, include=()) -> Path:
+    """Compiles `path`, unless that was done before; returns the library. CompileError if it does not compile.
+    `include`: folders in which #include "..." looks besides the file's own."""
+    path = os.path.abspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(2, "no such file", path)
+    files = with_local_includes(path)
+    options = [*FLAGS, *_compiler_flags()[1], *(CHECKED if checked else ("-O2",)), "-DMINIGPT_EMULATED",
+               *(f"-I{folder}" for folder in (*include, sources() / "emulator", sources() / "emulator" / "include")),
+               "-include", "cuda_on_cpu.h"]
+    library = cache_folder() / f"{_key(path, *map(str, options), *files, *files.values())}.so"
+    if library.exists():
+        os.utime(library)
+        return library
+    runtime = _runtime()
+    with tempfile.TemporaryDirectory() as folder:
+        # the rewritten files lie in a tree like that of the originals, so that #include "../x.cuh" finds them
+        for original, text in files.items():
+            copy = Path(folder, original.lstrip("/"))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(text, encoding="utf-8")
+        made = Path(folder, "kernel.o")
+        _compile("-x", "c++", "-c", f"{folder}{path}", *options, "-o", made)
+        _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic")
+    return library
+
+
+def _key(*parts):
+    """Names a library by all that decides what is in it."""
+    headers = [p.read_text(encoding="utf-8") for p in sorted((sources() / "emulator").rglob("*.*"))]
+    words = [platform.machine(), compiler(), _compiler_flags()[0], *parts, *headers]
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
+
+
+def _runtime():
+    """The objects of csrc/emulator/*.cpp, compiled where they are not in the cache yet."""
+    objects = []
+    for source in sorted((sources() / "emulator").glob("*.cpp")):
+        made = cache_folder() / f"{_key(source.name)}.o"
+        if not made.exists():
+            _store(made, "-c", source, *FLAGS, *_compiler_flags()[1], "-O2", f"-I{source.parent}")
+        objects.append(made)
+    return objects
+
+
+def _store(target, *arguments):
+    """Compiles into the cache, in one step for whoever looks; then drops what is oldest there."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "made")
+        _compile(*arguments, "-o", made)
+        with atomic_write(target) as file:
+            file.write(made.read_bytes())
+    for old in sorted(target.parent.glob("*.so"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def _compile(*arguments):
+    done = subprocess.run([compiler(), *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(done.stderr.strip())

@@ -1,0 +1,94 @@
+"""CUDA C++ as a C++ compiler takes it: the only two things in a kernel's text that no macro can say otherwise.
+
+    kernel<T, 64><<<grid, block, smem, stream>>>(x, n);
+        ::emulator::launch("kernel<T, 64>", [=](auto... argument) { kernel<T, 64>(argument...); },
+                           grid, block, smem, stream)(x, n);
+
+    extern __shared__ float tile[];
+        static float* const tile = static_cast<float*>(::emulator::dynamic_shared());
+
+All else is left as it stands, the ends of lines above all, so that errors and findings name the author's own lines.
+"""
+
+import os
+import re
+from pathlib import Path
+
+NOT_CODE = re.compile(r"""//(?:\\\n|[^\n])* | /\*.*?\*/ | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])+'""",
+                      re.DOTALL | re.VERBOSE)
+ATTRIBUTE = r"(?:(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)\s*)?"
+DYNAMIC_SHARED = re.compile(rf"\bextern\s+{ATTRIBUTE}__shared__\s+{ATTRIBUTE}([^;=]+?)\s*\b(\w+)\s*\[\s*\]\s*;")
+LOCAL_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
+CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+class SyntaxProblem(ValueError):
+    """A launch that cannot be read; the compiler would not understand it either."""
+
+
+def rewrite(text: str, path: str) -> str:
+    """The text of the file `path`, ready for a C++ compiler."""
+    code = NOT_CODE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)     # same places, no comments or strings
+    edits = [*_launches(text, code, path)]
+    for found in DYNAMIC_SHARED.finditer(code):
+        kind, name = (" ".join(part.split()) for part in found.groups())
+        edits.append((*found.span(),
+                      f"static {kind}* const {name} = static_cast<{kind}*>(::emulator::dynamic_shared());"
+                      + "\n" * found[0].count("\n")))
+    for start, end, new in sorted(edits, reverse=True):
+        text = text[:start] + new + text[end:]
+    return f'#line 1 "{path}"\n{text}'
+
+
+def _launches(text, code, path):
+    """Two edits for each launch: all before the configuration, and the >>> behind it."""
+    for found in re.finditer("<<<", code):
+        where = f"{path}:{text.count(chr(10), 0, found.start()) + 1}"
+        begin = _kernel_begins(code, found.start(), where)
+        close = _configuration_ends(code, found.end(), where)
+        kernel = code[begin:found.start()].rstrip()
+        name = " ".join(kernel.split())
+        yield begin, found.end(), (f'::emulator::launch("{name}", [=](auto... argument) {{ {kernel}(argument...); }}, '
+                                   + "\n" * (code.count("\n", begin, found.end()) - kernel.count("\n")))
+        yield close, close + 3, ")"
+
+
+def _kernel_begins(code, end, where):
+    """Walks back from <<< over `space::name<arguments>`."""
+    i = len(code[:end].rstrip())
+    if code[i - 1:i] == ">":                             # template arguments: back to the < that opens them
+        depth = 0
+        while i:
+            i -= 1
+            depth += (code[i] == ">") - (code[i] == "<")
+            if depth == 0:
+                break
+    name = re.search(r"[\w:]+\s*$", code[:i])
+    if not name or code[i - 1:i] == ":":
+        raise SyntaxProblem(f"{where}: no kernel's name before <<<")
+    return name.start()
+
+
+def _configuration_ends(code, start, where):
+    """The place of the >>> that closes the launch's configuration."""
+    depth, i = 0, start
+    while i < len(code) and code[i] != ";":
+        if code.startswith(">>>", i) and depth == 0:
+            return i
+        depth += (code[i] in CLOSING) - (code[i] in CLOSING.values())
+        i += 1
+    raise SyntaxProblem(f"{where}: <<< without >>>")
+
+
+def with_local_includes(path: str) -> dict[str, str]:
+    """{path: rewritten text} of a file and of every file that it reaches by #include "..."."""
+    files, waiting = {}, [os.path.abspath(path)]
+    while waiting:
+        path = waiting.pop()
+        if path in files:
+            continue
+        text = Path(path).read_text(encoding="utf-8")
+        files[path] = rewrite(text, path)
+        beside = (os.path.normpath(os.path.join(os.path.dirname(path), name)) for name in LOCAL_INCLUDE.findall(text))
+        waiting += filter(os.path.isfile, beside)
+    return files

@@ -1,0 +1,193 @@
+"""How an op of cuda_ops.py reaches its kernel: which rung, on which arrays, on which machine.
+
+The files in csrc/cuda say all that is to know. A launcher's name is that of the op, with the rung's name behind it in
+a ladder; the order of a ladder is that of the files' numbers; and a line of the header says what a rung takes:
+
+    // takes: bfloat16, float16; D in multiples of 16, up to 128; needs sm_80
+
+A `Call` hands arrays over. Kernels want addresses that are multiples of 16 and contiguous arrays (heads: any strides,
+as long as the last is 1); what is otherwise is copied, and results are copied back to where the caller wants them.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import emulator
+from ..emulator import launchers
+from ..emulator.build import sources
+from ..emulator.launchers import dtype_name
+from .cuda_arrays import View, fresh, owner, view
+
+DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}              # the codes that launchers take
+TAKES = re.compile(r"^// takes: ([\w, ]+?)(?:; D (?:in multiples of (\d+), )?up to (\d+))?(?:; needs sm_(\w+))?$",
+                   re.MULTILINE)
+RUNG = re.compile(r"(?:(?:forward|backward)_)?(\d+)_(\w+)")
+ALIGNMENT = 16                                                    # bytes: the widest load of a thread
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One launcher: the op and the rung's name (None where there is no ladder), where it is, and what it takes."""
+    op: str
+    name: str | None
+    path: Path
+    signature: launchers.Signature
+    dtypes: tuple[str, ...] = ("float32",)
+    D_multiple: int = 1
+    D_most: int = 2**31
+    needs: str = "75"                                             # of the GPU: its compute capability times ten
+
+    def takes(self, dtype, D):
+        return dtype in self.dtypes and D <= self.D_most
+
+    def runs_on(self, capability):
+        """90a and the like are for that very machine; other code runs on later ones too."""
+        return capability == int(self.needs[:-1]) if self.needs.endswith("a") else capability >= int(self.needs)
+
+
+def find_rungs(ops):
+    """{op: [Rung, ...]}, each ladder in its order, of all that csrc/cuda holds of `ops`."""
+    found = {}
+    for path in sorted((sources() / "cuda").glob("*/*.cu")):
+        text = path.read_text(encoding="utf-8")
+        takes, number = TAKES.search(text), RUNG.fullmatch(path.stem)
+        limits = {}
+        if takes:
+            dtypes, multiple, most, needs = takes.groups()
+            limits = dict(dtypes=tuple(dtypes.split(", ")), D_multiple=int(multiple or 1), D_most=int(most or 2**31),
+                          needs=needs or "75")
+        for launcher, signature in launchers.signatures(text, str(path)).items():
+            op = next((op for op in ops if launcher == op or number and launcher == f"{op}_{number[2]}"), None)
+            if op:
+                rung = Rung(op, None if launcher == op else number[2], path, signature, **limits)
+                found.setdefault(op, []).append((int(number[1]) if number else 0, rung))
+    return {op: [rung for _, rung in sorted(rungs, key=lambda pair: pair[0])] for op, rungs in found.items()}
+
+
+def choose(op, rungs, kernel, dtype, D=1):
+    """The rung named `kernel`, or the last one that takes such arrays. TypeError or ValueError where none does."""
+    suited = [rung for rung in rungs if kernel in (None, rung.name) and rung.takes(dtype, D)]
+    if suited:
+        return suited[-1]
+    named = "" if kernel is None else f" {kernel!r}"
+    dtypes = [name for name in DTYPES if any(name in r.dtypes for r in rungs if kernel in (None, r.name))]
+    if dtype not in dtypes:
+        raise TypeError(f"{op}: the arrays are {dtype}, must be {' or '.join(dtypes)} for the kernel{named}")
+    raise ValueError(f"{op}: the head size is {D}, too large for the kernel{named}")
+
+
+def plain(x):
+    return x.flags.c_contiguous and x.ctypes.data % ALIGNMENT == 0
+
+
+def walkable(x):
+    """Whether a kernel of heads can go through x by its strides."""
+    return (x.ctypes.data % ALIGNMENT == 0 and (x.strides[-1] == x.itemsize or x.shape[-1] == 1)
+            and all(stride % x.itemsize == 0 for stride in x.strides))
+
+
+class Call:
+    """One call of one op on one machine (Emulator below, or gpu.GPU)."""
+
+    def __init__(self, machine, op):
+        self.machine, self.op = machine, op
+        self.like = None                  # new arrays are made like the first that was given
+        self.late = []                    # (where the caller wants a result, where the kernel writes it)
+
+    def views(self, *given):
+        """The arguments, every array among them (and in tuples) as a NumPy array or a view."""
+        return tuple(self._view(x) for x in given)
+
+    def _view(self, x):
+        if isinstance(x, (tuple, list)):
+            return tuple(self._view(y) for y in x)
+        x = view(x)
+        if not isinstance(x, np.ndarray):
+            return x
+        self.machine.refuse(self.op, x)
+        if x.dtype.kind in "iu":          # token ids: check.py looks at them, so they must be in the CPU's memory
+            return x if getattr(x, "device", None) is None else owner(x).cpu().numpy()
+        if self.like is None:
+            self.like = x
+        return x
+
+    def read(self, x, dtype=None):
+        """An array for the kernel to read. None stays None."""
+        if x is None or plain(x) and x.dtype == (dtype or x.dtype):
+            return x
+        return self._copy(x, x.shape, dtype or x.dtype)
+
+    def write(self, given, shape, dtype=None, make="empty"):
+        """An array for the kernel to write, `given` where that will do."""
+        dtype = np.dtype(dtype or self.like.dtype)
+        if given is not None and plain(given) and given.dtype == dtype:
+            return given
+        return self._instead(given, fresh(self.like, shape, dtype, make))
+
+    def add_to(self, given, shape, accumulate):
+        """An array for the gradient of a parameter. Where they accumulate, the kernel finds there what it adds to."""
+        made = self.write(given, shape, make="zeros" if accumulate else "empty")
+        if accumulate and given is not None and made is not given:
+            owner(made)[...] = owner(given)
+        return made
+
+    def heads(self, x, multiple=1):
+        """Heads (B, H, T, D) to read, with any strides. Zeros fill D up to a multiple of `multiple`."""
+        if walkable(x) and x.shape[-1] % multiple == 0:
+            return x
+        return self._copy(x, _wider(x.shape, multiple), x.dtype)
+
+    def write_heads(self, given, shape, multiple=1):
+        """The same to write into."""
+        wide = _wider(shape, multiple)
+        if given is not None and walkable(given) and wide == shape:
+            return given
+        made = fresh(self.like, wide, self.like.dtype)
+        return self._instead(fresh(self.like, shape, self.like.dtype) if given is None and wide != shape else given, made)
+
+    def launch(self, rung, *arguments):
+        """Calls the launcher; Heads are given as heads(x)."""
+        codes = (DTYPES[dtype_name(self.like.dtype)],) if rung.signature.parameters[0].name == "dtype" else ()
+        self.machine.launch(rung, [*codes, *arguments], self.like)
+
+    def results(self, *written):
+        """What the op returns: each result where the caller wants it."""
+        wanted = {id(made): given for given, made in self.late}
+        for given, made in self.late:
+            owner(given)[...] = owner(made)[..., :given.shape[-1]] if given.ndim else owner(made)
+        found = tuple(x if x is None else owner(wanted.get(id(x), x)) for x in written)
+        return found[0] if len(found) == 1 else found
+
+    def _instead(self, given, made):
+        if given is not None:
+            self.late.append((given, made))
+        return made
+
+    def _copy(self, x, shape, dtype):
+        made = fresh(x, shape, dtype, "zeros" if shape != x.shape else "empty")
+        owner(made)[..., :x.shape[-1]] = owner(x)
+        return made
+
+
+def _wider(shape, multiple):
+    return (*shape[:-1], shape[-1] + -shape[-1] % multiple)
+
+
+def strides(x):
+    """Heads as a launcher takes them: the array and its strides, in elements."""
+    return x, *(stride // x.itemsize for stride in x.strides[:3])
+
+
+class Emulator:
+    """The machine that every computer has."""
+    capability = 80
+
+    def refuse(self, op, x):
+        if getattr(x, "device", None) is not None:
+            raise TypeError(f"{op}: an array is on a GPU, must be in the CPU's memory for the emulator")
+
+    def launch(self, rung, arguments, like):
+        emulator.library(rung.path).call(rung.signature.name, arguments, contiguous=False)
