@@ -4,16 +4,22 @@ The same sources are compiled once per instruction set, each time into a module 
 _cpp_avx2, _cpp_avx512); `minigpt.ops.cpp_ops` imports the best one that the CPU at hand can run. So one build serves
 every machine that shares the disk, and no -march=native is needed. Where there is no C++ compiler the install succeeds
 all the same, and NumPy serves.
+
+The CUDA kernels become minigpt/_cuda.so where there are a GPU and nvcc (minigpt/nvcc.py says how to ask for more);
+without, the install succeeds too. Their sources are installed with the package, since the emulator compiles them.
 """
 
 import os
 import platform
+import runpy
+import shutil
 import sys
 from glob import glob
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 ISA_FLAGS = {"base": []}
@@ -39,6 +45,16 @@ class BuildKernels(build_ext):
     """Each module is built in a folder of its own, since their objects have the same names; one that cannot be built is
     left out."""
 
+    def run(self):
+        super().run()
+        package = Path("minigpt" if self.inplace or self.editable_mode else f"{self.build_lib}/minigpt")
+        nvcc = runpy.run_path("minigpt/nvcc.py")
+        try:
+            built = nvcc["build"]("csrc", package / "_cuda.so", f"{self.build_temp}/cuda")
+            print(f"minigpt: the CUDA kernels were built for sm_{', sm_'.join(built)}", file=sys.stderr)
+        except nvcc["NoNvcc"] as reason:
+            print(f"minigpt: the CUDA kernels were not built: {reason}", file=sys.stderr)
+
     def build_extension(self, ext):
         build_temp, self.build_temp = self.build_temp, str(Path(self.build_temp) / ext.name)
         try:
@@ -48,6 +64,15 @@ class BuildKernels(build_ext):
                 print(f"minigpt: the C++ kernels were not built, NumPy will serve instead ({error})", file=sys.stderr)
             self.extensions = [other for other in self.extensions if other is not ext]
         self.build_temp = build_temp
+
+
+class CopySources(build_py):
+    """Takes csrc/cuda and csrc/emulator along into the package."""
+
+    def run(self):
+        super().run()
+        for folder in ("cuda", "emulator") if not self.editable_mode else ():
+            shutil.copytree(f"csrc/{folder}", f"{self.build_lib}/minigpt/csrc/{folder}", dirs_exist_ok=True)
 
 
 ParallelCompile("MAX_JOBS", needs_recompile=needs_recompile).install()
@@ -79,5 +104,5 @@ setup(
         )
         for isa, flags in ISA_FLAGS.items()
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": CopySources},
 )

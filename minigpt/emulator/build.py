@@ -42,6 +42,14 @@ def compiler() -> str:
     raise ImportError("the emulator needs a C++ compiler (g++ or clang++), none was found")
 
 
+def ready():
+    """ImportError, saying why in one line, where nothing can be emulated."""
+    compiler()
+    if os.name != "posix" or not (sources() / "emulator" / "cuda_on_cpu.h").exists():
+        raise ImportError("the emulator's sources (csrc/emulator) are not here" if os.name == "posix" else
+                          "the emulator runs on Linux and macOS only")
+
+
 @cache
 def _compiler_flags():
     """What only g++ understands, and needs: static variables of templates must not be shared between libraries."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..ops.bfloat16 import dtype_name
 from .rewrite import NOT_CODE
 
 INTEGERS = {"int": ctypes.c_int32, "unsigned": ctypes.c_uint32, "unsigned int": ctypes.c_uint32,
@@ -23,12 +24,6 @@ FLOATS = {"float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {**{name: (np.dtype(kind).name,) for name, kind in (INTEGERS | FLOATS).items()}, "char": ("int8",),
             "unsigned char": ("uint8",), "half": ("float16",), "__half": ("float16",), "bfloat16": ("bfloat16",),
             "__nv_bfloat16": ("bfloat16",), "void": None}
-BFLOAT16 = np.dtype([("bfloat16", np.uint16)])     # NumPy has none of its own: two bytes with a name
-
-
-def dtype_name(dtype) -> str:
-    return "bfloat16" if dtype == BFLOAT16 else dtype.name
-
 
 @dataclass(frozen=True)
 class Parameter:

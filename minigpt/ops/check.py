@@ -6,6 +6,10 @@ is done. They look at shapes and dtypes only (and at token ids, which index memo
 
 import numpy as np
 
+from .bfloat16 import dtype_name, is_float
+
+STATISTICS = ("mean", "rstd", "lse", "losses")       # may be float32 where the other arrays are of 16 bits
+
 
 def _array(op, name, x):
     if not isinstance(x, np.ndarray):
@@ -40,12 +44,13 @@ def _same_dtype(op, required, **optional):
         if type(x) is np.ndarray and x.dtype is dtype:
             continue                                          # quickly past what nearly always is the case
         _array(op, name, x)
-        if x.dtype.kind != "f":
+        if not is_float(x.dtype):
             raise TypeError(f"{op}: {name} is {x.dtype}, must be floating point")
         if dtype is None:
             first, dtype = name, x.dtype
-        elif x.dtype != dtype:
-            raise TypeError(f"{op}: {name} is {x.dtype}, but {first} is {dtype}; they must be the same")
+        elif x.dtype != dtype and not (name in STATISTICS and x.dtype == np.float32 and dtype.itemsize == 2):
+            raise TypeError(f"{op}: {name} is {dtype_name(x.dtype)}, but {first} is {dtype_name(dtype)}; they must be "
+                            "the same")
 
 
 def _shape(op, name, x, shape):

@@ -2,8 +2,8 @@
 
 check.py and the launchers look at shapes, strides, dtypes and addresses only, and NumPy has a good object for these.
 So a torch tensor, or anything else that speaks DLPack, becomes a `View`. One of an array on a GPU has an address that
-this process cannot read: its numbers must never be looked at. NumPy has no bfloat16; views have BFLOAT16 instead, and
-arrays of the package ml_dtypes are understood.
+this process cannot read: its numbers must never be looked at. bfloat16 is BFLOAT16 here (see bfloat16.py), whosever
+array it is.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from ..emulator.launchers import BFLOAT16, dtype_name
+from .bfloat16 import BFLOAT16, dtype_name
 
 DEVICE_TYPES = {1: "cpu", 2: "cuda", 3: "cpu", 13: "cuda"}        # DLPack's: CPU, CUDA, pinned by CUDA, managed by CUDA
 DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}
@@ -76,9 +76,14 @@ def owner(x):
     return x.owner if isinstance(x, View) else x
 
 
+def device(x):
+    """The number of the GPU on which x lies, or None."""
+    return x.device if isinstance(x, View) else None
+
+
 def fresh(like, shape, dtype, make="empty"):
     """A new array (or, with make="zeros", one full of zeros), of the library and on the device of `like`: as a view."""
-    own, name = owner(like), dtype_name(np.dtype(dtype))
+    own, name = owner(like), dtype_name(dtype)
     if isinstance(own, np.ndarray):
         return view(getattr(np, make)(shape, own.dtype if name == "bfloat16" else dtype))   # bfloat16 as the caller's
     if hasattr(own, "new_empty"):                                                # torch

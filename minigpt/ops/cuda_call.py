@@ -1,7 +1,8 @@
 """How an op of cuda_ops.py reaches its kernel: which rung, on which arrays, on which machine.
 
 The files in csrc/cuda say all that is to know. A launcher's name is that of the op, with the rung's name behind it in
-a ladder; the order of a ladder is that of the files' numbers; and a line of the header says what a rung takes:
+a ladder; the order of a ladder is that of the files' numbers; and where a rung does not take all dtypes and sizes, or
+needs a newer GPU than others, a line of its header says so:
 
     // takes: bfloat16, float16; D in multiples of 16, up to 128; needs sm_80
 
@@ -18,8 +19,8 @@ import numpy as np
 from .. import emulator
 from ..emulator import launchers
 from ..emulator.build import sources
-from ..emulator.launchers import dtype_name
-from .cuda_arrays import View, fresh, owner, view
+from .bfloat16 import dtype_name
+from .cuda_arrays import device, fresh, owner, view
 
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}              # the codes that launchers take
 TAKES = re.compile(r"^// takes: ([\w, ]+?)(?:; D (?:in multiples of (\d+), )?up to (\d+))?(?:; needs sm_(\w+))?$",
@@ -35,7 +36,7 @@ class Rung:
     name: str | None
     path: Path
     signature: launchers.Signature
-    dtypes: tuple[str, ...] = ("float32",)
+    dtypes: tuple[str, ...]
     D_multiple: int = 1
     D_most: int = 2**31
     needs: str = "75"                                             # of the GPU: its compute capability times ten
@@ -54,15 +55,14 @@ def find_rungs(ops):
     for path in sorted((sources() / "cuda").glob("*/*.cu")):
         text = path.read_text(encoding="utf-8")
         takes, number = TAKES.search(text), RUNG.fullmatch(path.stem)
-        limits = {}
-        if takes:
-            dtypes, multiple, most, needs = takes.groups()
-            limits = dict(dtypes=tuple(dtypes.split(", ")), D_multiple=int(multiple or 1), D_most=int(most or 2**31),
-                          needs=needs or "75")
+        dtypes, multiple, most, needs = takes.groups() if takes else (None,) * 4
         for launcher, signature in launchers.signatures(text, str(path)).items():
             op = next((op for op in ops if launcher == op or number and launcher == f"{op}_{number[2]}"), None)
             if op:
-                rung = Rung(op, None if launcher == op else number[2], path, signature, **limits)
+                any_dtype = DTYPES if signature.parameters[0].name == "dtype" else ("float32",)
+                rung = Rung(op, None if launcher == op else number[2], path, signature,
+                            tuple(dtypes.split(", ") if dtypes else any_dtype), int(multiple or 1), int(most or 2**31),
+                            needs or "75")
                 found.setdefault(op, []).append((int(number[1]) if number else 0, rung))
     return {op: [rung for _, rung in sorted(rungs, key=lambda pair: pair[0])] for op, rungs in found.items()}
 
@@ -81,12 +81,6 @@ def choose(op, rungs, kernel, dtype, D=1):
 
 def plain(x):
     return x.flags.c_contiguous and x.ctypes.data % ALIGNMENT == 0
-
-
-def walkable(x):
-    """Whether a kernel of heads can go through x by its strides."""
-    return (x.ctypes.data % ALIGNMENT == 0 and (x.strides[-1] == x.itemsize or x.shape[-1] == 1)
-            and all(stride % x.itemsize == 0 for stride in x.strides))
 
 
 class Call:
@@ -109,7 +103,7 @@ class Call:
             return x
         self.machine.refuse(self.op, x)
         if x.dtype.kind in "iu":          # token ids: check.py looks at them, so they must be in the CPU's memory
-            return x if getattr(x, "device", None) is None else owner(x).cpu().numpy()
+            return x if device(x) is None else owner(x).cpu().numpy()
         if self.like is None:
             self.like = x
         return x
@@ -136,17 +130,18 @@ class Call:
 
     def heads(self, x, multiple=1):
         """Heads (B, H, T, D) to read, with any strides. Zeros fill D up to a multiple of `multiple`."""
-        if walkable(x) and x.shape[-1] % multiple == 0:
+        if self._walkable(x) and x.shape[-1] % multiple == 0:
             return x
         return self._copy(x, _wider(x.shape, multiple), x.dtype)
 
     def write_heads(self, given, shape, multiple=1):
         """The same to write into."""
         wide = _wider(shape, multiple)
-        if given is not None and walkable(given) and wide == shape:
+        if given is not None and self._walkable(given) and wide == shape:
             return given
-        made = fresh(self.like, wide, self.like.dtype)
-        return self._instead(fresh(self.like, shape, self.like.dtype) if given is None and wide != shape else given, made)
+        if given is None and wide != shape:
+            given = fresh(self.like, shape, self.like.dtype)
+        return self._instead(given, fresh(self.like, wide, self.like.dtype))
 
     def launch(self, rung, *arguments):
         """Calls the launcher; Heads are given as heads(x)."""
@@ -160,6 +155,13 @@ class Call:
             owner(given)[...] = owner(made)[..., :given.shape[-1]] if given.ndim else owner(made)
         found = tuple(x if x is None else owner(wanted.get(id(x), x)) for x in written)
         return found[0] if len(found) == 1 else found
+
+    def _walkable(self, x):
+        """Whether a kernel of heads can go through x by its strides. (An array that is copied to a GPU and back must be
+        contiguous, or what lies between its numbers would be copied too.)"""
+        return plain(x) or (self.machine.in_place(x) and x.ctypes.data % ALIGNMENT == 0
+                            and (x.strides[-1] == x.itemsize or x.shape[-1] == 1)
+                            and all(stride % x.itemsize == 0 for stride in x.strides))
 
     def _instead(self, given, made):
         if given is not None:
@@ -185,9 +187,15 @@ class Emulator:
     """The machine that every computer has."""
     capability = 80
 
+    def __init__(self):
+        emulator.ready()
+
+    def in_place(self, x):
+        return True
+
     def refuse(self, op, x):
-        if getattr(x, "device", None) is not None:
+        if device(x) is not None:
             raise TypeError(f"{op}: an array is on a GPU, must be in the CPU's memory for the emulator")
 
     def launch(self, rung, arguments, like):
-        emulator.library(rung.path).call(rung.signature.name, arguments, contiguous=False)
+        emulator.library(rung.path).call(rung.signature.name, *arguments, contiguous=False)

@@ -10,6 +10,7 @@ float32. cuda_call.py says how a call reaches its kernel.
 import numpy as np
 
 from . import check, numpy_ops
+from .bfloat16 import dtype_name
 from .cuda_call import Call, Emulator, choose, find_rungs, strides
 
 name = __name__.rpartition(".")[2].removesuffix("_ops")           # "cuda" or "emulated"
@@ -28,7 +29,7 @@ kernels = {op: tuple(rung.name for rung in _rungs.get(op, ())) for op in numpy_o
 
 
 def _rung(op, x, kernel=None, D=1):
-    return choose(op, _rungs[op], kernel, x, D)
+    return choose(op, _rungs[op], kernel, dtype_name(x.dtype), D)
 
 
 # ---------------------------------------------------------------------------------------------------------------
