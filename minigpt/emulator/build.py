@@ -19,7 +19,7 @@ from .rewrite import with_local_includes
 
 PACKAGE = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-psabi")
-CHECKED = ("-O1", "-fsanitize=thread")
+CHECKED = ("-O1", "-fsanitize=thread", "-DEMULATOR_CHECKED")
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 
 

@@ -17,6 +17,8 @@ subtlest overrun it threefold, most a millionfold.
 NumPy's own accuracy is held in tests/test_mirror.py: `typical` must stay small.
 
 NaN and infinity must be where they are in the oracle; a comparison that yields NaN is a failure.
+
+Kernels that keep numbers in 16 bits have a budget of their own: see budget16.py.
 """
 
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import numpy_ops
+from .bfloat16 import BFLOAT16, is_float, to_float32
 
 K = 8
 RUNS = 4
@@ -63,7 +66,7 @@ def convert(arguments, change):
     def one(x):
         if isinstance(x, tuple):
             return tuple(one(y) for y in x)
-        return change(x) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+        return change(x) if isinstance(x, np.ndarray) and is_float(x.dtype) else x
     return {name: one(x) for name, x in arguments.items()}
 
 
@@ -76,7 +79,7 @@ def run(ops, op, arguments, **options):
     return results if isinstance(results, tuple) else (results,)
 
 
-def _distance(a, b):
+def distance(a, b):
     """|a - b|, which is 0 between equal infinities and between NaNs, and not finite where only one is."""
     with np.errstate(invalid="ignore"):
         return np.where((a == b) | ((a != a) & (b != b)), 0, np.abs(a - b))
@@ -136,12 +139,12 @@ def budget(op, arguments):
             if expected is None:
                 results.append(None)
                 continue
-            changes = sum(_distance(r[i], expected) ** 2 for r in runs)
+            changes = sum(distance(r[i], expected) ** 2 for r in runs)
             unavoidable = np.sqrt(changes / RUNS) + half_ulp * np.abs(expected)
             if not expected.ndim:         # one sum over everything has no other rows to tell what is typical of it
                 terms = max(x.size for x in arguments.values() if isinstance(x, np.ndarray))
                 unavoidable = unavoidable * np.sqrt(terms)
-            error = _distance(plain[i].astype(wider), expected)
+            error = distance(plain[i].astype(wider), expected)
             plain_error, row_unavoidable = (x.max(axis=-1, keepdims=True) if x.ndim else x
                                             for x in (error, unavoidable))
             ratios = (plain_error / row_unavoidable)[row_unavoidable > 0]
@@ -166,7 +169,8 @@ def judge(op, results, got):
         if x.shape != result.expected.shape or x.dtype != result.dtype:
             raise ValueError(f"{op}: {result.output} is {x.dtype} {x.shape}, must be {result.dtype} "
                              f"{result.expected.shape}")
-        error = _distance(x.astype(result.expected.dtype), result.expected)
+        x = to_float32(x) if x.dtype == BFLOAT16 else x
+        error = distance(x.astype(result.expected.dtype), result.expected)
         with np.errstate(all="ignore"):
             share = np.where(error == 0, 0, error / result.allowed)
         index = np.unravel_index(np.argmax(np.where(np.isnan(share), np.inf, share)), share.shape)
