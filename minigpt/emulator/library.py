@@ -1,25 +1,32 @@
 """A compiled kernel file in this process: its launchers are called, and what was seen becomes errors and reports."""
 
+import contextlib
 import ctypes
 import functools
+import json
 import threading
 from pathlib import Path
 
+import numpy as np
+
 from . import launchers
 from .build import build
+from .report import KernelError, Report
 
+ORDERS = ("forward", "reversed", "shuffled")
+COPIES = ("late", "early")
 
-class KernelError(RuntimeError):
-    """What a kernel did wrong, in words: the file, the line, the thread."""
+_watching = None                          # (the report, the options) inside watch()
 
 
 class Library:
     """The launchers of one .cu file as functions."""
 
     def __init__(self, path, checked=True, include=()):
-        self.path = Path(path)
+        self.path, self.checked, self._include = Path(path), checked, include
         self._signatures = launchers.signatures(self.path.read_text(encoding="utf-8"), str(path))
         self._library = ctypes.CDLL(str(build(path, checked, include)))
+        self._library.emulator_report.restype = ctypes.c_char_p
         self._lock = threading.Lock()     # the machine in the library runs one launch at a time
 
     def __dir__(self):
@@ -31,8 +38,24 @@ class Library:
                                  f"{', '.join(map(str, self._signatures.values())) or 'none'}")
         return functools.partial(self.call, name)
 
+    @functools.cached_property
+    def _when_checked(self):
+        return self if self.checked else Library(self.path, True, self._include)
+
     def call(self, name, *arguments, contiguous=True):
-        """Runs a launcher. The stream, its last parameter, is left out."""
+        """Runs a launcher. The stream, its last parameter, is left out. `contiguous`: whether arrays must be."""
+        if _watching:
+            report, options = _watching
+            report.add(self._when_checked._run(name, arguments, contiguous, options))
+            return
+        seen = self._run(name, arguments, contiguous, {})
+        if seen["findings"]:
+            report = Report()
+            report.add(seen)
+            raise KernelError(report.findings)
+
+    def _run(self, name, arguments, contiguous, options):
+        """Runs a launcher and returns what was seen, as the runtime says it."""
         signature = self._signatures[name]
         taken = [p for p in signature.parameters if p.kind != "cudaStream_t"]
         if len(arguments) != len(taken):
@@ -42,10 +65,51 @@ class Library:
         function = getattr(self._library, name)
         function.restype, function.argtypes = None, [p.ctype for p in signature.parameters]
         with self._lock:
+            self._library.emulator_clear()
+            for option, value in (DEFAULTS | options).items():
+                self._library.emulator_set(option.encode(), ctypes.c_int64(value))
+            for parameter, x in zip(taken, arguments, strict=True):
+                if isinstance(x, np.ndarray):
+                    extent = sum((n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)) + x.itemsize
+                    self._library.emulator_array(parameter.name.encode(), ctypes.c_void_p(x.ctypes.data),
+                                                 ctypes.c_int64(extent), not parameter.const)
             function(*words)
+            return json.loads(self._library.emulator_report())
+
+
+DEFAULTS = dict(warp_order=0, block_order=0, seed=0, copies_early=0, trace=0)
+
+
+@contextlib.contextmanager
+def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=False):
+    """Collects what kernels do, in a Report; mistakes become findings in it instead of errors. Works for compile()d
+    files and for ops.load("emulated").
+
+    Threads take turns here, in an order that no GPU promises: `warps` and `blocks` choose one ("forward", "reversed",
+    "shuffled" by `seed`). `copies`: whether an asynchronous copy happens as "early" as it may, or as "late". `trace`:
+    keep every access, in order."""
+    global _watching
+    for name, value, known in (("warps", warps, ORDERS), ("blocks", blocks, ORDERS), ("copies", copies, COPIES)):
+        if value not in known:
+            raise ValueError(f"watch: {name} is {value!r}, must be one of {', '.join(known)}")
+    before = _watching
+    options = dict(warp_order=ORDERS.index(warps), block_order=ORDERS.index(blocks), seed=seed,
+                   copies_early=COPIES.index(copies), trace=int(trace))
+    _watching = Report(), options
+    try:
+        yield _watching[0]
+    finally:
+        _watching = before
+
+
+def run(function, *arguments, **options) -> Report:
+    """Calls a launcher inside watch(**options): report = emulator.run(kernels.add, a, b, c, n)."""
+    with watch(**options) as report:
+        function(*arguments)
+    return report
 
 
 @functools.cache
 def library(path) -> Library:
+    """The fast build of a .cu file of ours, loaded once."""
     return Library(path, checked=False)
-
