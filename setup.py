@@ -85,6 +85,9 @@ setup(
     install_requires=["numpy>=1.26"],
     extras_require={
         "all": ["regex", "tqdm", "matplotlib"],
+        "nvcc": [
+            "nvidia-cuda-nvcc", "nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl",
+        ],
         "dev": [
             "pytest", "pytest-timeout", "hypothesis", "ruff", "clang-format==23.1.5", "pybind11>=3.0", "setuptools>=77",
             "torch==2.13.0", "transformers", "tokenizers", "tiktoken", "safetensors",  # the outside judges

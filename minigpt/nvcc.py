@@ -39,7 +39,8 @@ def find() -> str:
     places += [shutil.which("nvcc"), *(shutil.which(f"{folder}/nvcc") for folder in (*wheels, "/usr/local/cuda/bin"))]
     found = asked or next(filter(None, places), None)
     if not found:
-        raise NoNvcc("no nvcc: not in $CUDA_HOME/bin, on the PATH, among pip's packages or in /usr/local/cuda")
+        raise NoNvcc("no nvcc: not in $CUDA_HOME/bin, on the PATH, among pip's packages or in /usr/local/cuda; "
+                     "pip install -e '.[nvcc]' brings one")
     return found
 
 

@@ -11,7 +11,7 @@ import shutil
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, nvcc
 from .. import ops as backends
 
 ISAS = ("base", "avx2", "avx512")
@@ -34,6 +34,10 @@ WORTH_HAVING = ("regex", "tqdm", "matplotlib")  # the others are for benchmarks 
 # Settings that change how fast things are, and what they do.
 VARIABLES = {
     "MINIGPT_ISA": "asks for one set of kernels in place of the fastest",
+    "MINIGPT_NVCC": "the compiler of the CUDA kernels",
+    "MINIGPT_CUDA": "1 builds the CUDA kernels where no GPU is seen too, 0 never builds them",
+    "MINIGPT_CUDA_ARCHS": "the GPUs to build the CUDA kernels for",
+    "CUDA_HOME": "where nvcc is looked for first",
     "OMP_NUM_THREADS": "sets the number of threads",
     "OMP_PROC_BIND": "ties threads to cores; with other programs beside, two may end up on one core",
     "OMP_WAIT_POLICY": "active: idle threads keep their cores busy",
@@ -56,6 +60,7 @@ def run(args):
     if backends.available()["cpp"] is None:
         _kernels(advice)
         _arithmetic(advice)
+    _cuda()
     _environment(advice)
     absent = _packages()
     if advice:
@@ -105,6 +110,18 @@ def _kernels(advice):
     print(f"  threads: {extension.num_threads()}, by {extension.threading}; compiler: {compiler}")
     if extension.isa != supported[0] and os.environ.get("MINIGPT_ISA"):
         advice.append(f"unset MINIGPT_ISA: {supported[0]} is faster than {extension.isa}")
+
+
+def _cuda():
+    """What stands in the way of the CUDA kernels, if anything. Never an advice: most machines have no GPU."""
+    print("\nCUDA")
+    print(f"  GPUs here: {', '.join(f'sm_{arch}' for arch in nvcc.seen()) or 'none seen by nvidia-smi'}")
+    try:
+        path = nvcc.find()
+        print(f"  nvcc {nvcc.version(path)}, {path}: compiles for sm_{' sm_'.join(nvcc.offered(path))}")
+        print(f"  pip install -e . builds the kernels for: sm_{' sm_'.join(nvcc.wanted(path))}")
+    except nvcc.NoNvcc as reason:
+        print(f"  not to be built: {reason}")
 
 
 def compiler_name(version):

@@ -69,7 +69,7 @@ class Library:
             for option, value in (DEFAULTS | options).items():
                 self._library.emulator_set(option.encode(), ctypes.c_int64(value))
             for parameter, x in zip(taken, arguments, strict=True):
-                if isinstance(x, np.ndarray):
+                if self.checked and isinstance(x, np.ndarray):          # the memory that the kernel may touch
                     extent = sum((n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)) + x.itemsize
                     self._library.emulator_array(parameter.name.encode(), ctypes.c_void_p(x.ctypes.data),
                                                  ctypes.c_int64(extent), not parameter.const)
