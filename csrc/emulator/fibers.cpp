@@ -1,0 +1,161 @@
+// Fibers: a thread of the GPU is a stack of its own on the CPU, and switching to another thread is to save the registers
+// that a function call must keep, to change the stack pointer, and to restore. That is a dozen instructions on x86-64 and
+// on arm64; elsewhere the C library does it (ucontext), twenty times slower.
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "runtime.h"
+
+#if !defined(__x86_64__) && !defined(__aarch64__)
+#include <ucontext.h>
+#endif
+
+namespace emulator {
+namespace {
+
+constexpr size_t STACK = 256 << 10;  // of address space; the system gives memory to the pages that are touched
+constexpr size_t PAGE = 64 << 10;  // at least: the lowest part of a stack is closed, so that overflowing it is a fault
+
+char* stacks = nullptr;
+int fibers_made = 0;
+
+}  // namespace
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  char* top = nullptr;
+  void (*main)() = nullptr;
+#if !defined(__x86_64__) && !defined(__aarch64__)
+  ucontext_t context;
+#endif
+};
+
+#if defined(__x86_64__)
+// The registers that a call preserves go on the stack, the stack pointer into *from; then the same backwards.
+extern "C" void emulator_switch(void** from, void* to);
+asm(R"(
+.text
+.globl emulator_switch
+.hidden emulator_switch
+.type emulator_switch, @function
+emulator_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+.size emulator_switch, .-emulator_switch
+)");
+constexpr int SAVED = 6;  // words below the address to return to
+
+#elif defined(__aarch64__)
+extern "C" void emulator_switch(void** from, void* to);
+asm(R"(
+.text
+.globl emulator_switch
+.hidden emulator_switch
+.type emulator_switch, %function
+emulator_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp, #0]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp, #0]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+.size emulator_switch, .-emulator_switch
+)");
+#endif
+
+Fiber* new_fiber(void (*main)()) {
+  if (stacks == nullptr) {
+    void* space =
+        mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (space == MAP_FAILED) {
+      std::fprintf(stderr, "minigpt emulator: no memory for the stacks of %d threads\n", MAX_THREADS);
+      std::abort();
+    }
+    stacks = static_cast<char*>(space);
+  }
+  char* bottom = stacks + STACK * static_cast<size_t>(fibers_made);
+  mprotect(bottom, PAGE, PROT_NONE);
+  Fiber* fiber = new Fiber;
+  // Stacks that began at multiples of 256 KiB would fight for the same few lines of the cache: begin each a bit lower.
+  fiber->top = bottom + STACK - static_cast<size_t>(fibers_made % 64) * 1088;
+  fiber->main = main;
+  ++fibers_made;
+  restart(fiber);
+  return fiber;
+}
+
+Fiber* fiber_of_caller() {
+  static Fiber fiber;
+  return &fiber;
+}
+
+bool on_fiber_stack(const void* address) { return address >= stacks && address < stacks + STACK * MAX_THREADS; }
+
+#if defined(__x86_64__)
+void restart(Fiber* fiber) {
+  void** top = reinterpret_cast<void**>(fiber->top);
+  *--top = nullptr;                               // nobody called main
+  *--top = reinterpret_cast<void*>(fiber->main);  // the first switch returns into it
+  for (int i = 0; i < SAVED; ++i) *--top = nullptr;
+  fiber->stack_pointer = top;
+}
+#elif defined(__aarch64__)
+void restart(Fiber* fiber) {
+  void** top = reinterpret_cast<void**>(fiber->top) - 20;
+  for (int i = 0; i < 20; ++i) top[i] = nullptr;
+  top[11] = reinterpret_cast<void*>(fiber->main);  // x30: the first switch returns into it
+  fiber->stack_pointer = top;
+}
+#else
+void restart(Fiber* fiber) {
+  getcontext(&fiber->context);
+  fiber->context.uc_stack.ss_sp = fiber->top - STACK + 2 * PAGE;
+  fiber->context.uc_stack.ss_size = STACK - 2 * PAGE;
+  makecontext(&fiber->context, fiber->main, 0);
+}
+#endif
+
+void switch_fiber(Fiber* from, Fiber* to) {
+#if defined(__x86_64__) || defined(__aarch64__)
+  emulator_switch(&from->stack_pointer, to->stack_pointer);
+#else
+  swapcontext(&from->context, &to->context);
+#endif
+}
+
+}  // namespace emulator
