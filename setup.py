@@ -81,6 +81,7 @@ setup(
     version="0.1.0",
     description="The GPT you can take apart: NumPy, C++ and CUDA under one name",
     packages=find_packages(include=["minigpt", "minigpt.*"]),
+    package_data={"minigpt.emulator.demo": ["*.cu"]},
     python_requires=">=3.10",
     install_requires=["numpy>=1.26"],
     extras_require={
