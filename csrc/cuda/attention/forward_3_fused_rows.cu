@@ -12,6 +12,7 @@
 // The lanes share out a row: lane t holds q, o and reads k, v at d = t, t + 32, t + 64 ...: 32 neighbours, one line.
 //
 // moved: 4 Tq Tk D bytes a head in 16 bits, 8 in float32, mostly out of the L2 cache (causal: half); 4 Tq Tk D FLOPs
+// takes: float32, bfloat16, float16; D up to 256
 // measured: (none yet)
 #include "forward.cuh"
 

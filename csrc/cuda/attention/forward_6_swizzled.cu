@@ -9,7 +9,7 @@
 //
 // Q comes the same way, through the place of the first tile of K.
 //
-// needs sm_80; bfloat16 and float16; D is at most 128, padded to 64 or 128 with zeros.
+// takes: bfloat16, float16; D up to 128; needs sm_80
 // moved: 4 Tq Tk D / 64 numbers of 2 bytes a head (causal: half), as before; 4 Tq Tk D FLOPs
 // measured: (none yet)
 #include "fragments.cuh"

@@ -23,7 +23,7 @@
 //                   warp 2      |    |    |    |m   |    empty: left out
 //                   warp 3      |    |    |    |m   |
 //
-// needs sm_80; bfloat16 and float16; D is at most 128, padded to 64 or 128 with zeros.
+// takes: bfloat16, float16; D up to 128; needs sm_80
 // moved: 4 Tq Tk D / 128 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
 // shared memory: (128 + 4 * 64) D_MAX numbers, 48 or 96 KB
 // measured: (none yet)
@@ -88,7 +88,7 @@ __global__ __launch_bounds__(THREADS, 2) void attend(AttentionForward<T> a, bool
     const int place = j0 / BK % 2 * BK * D_MAX;
 
     float s[M][BK / 8][4] = {};  // S = Q K^T
-#pragma unroll 1
+#pragma unroll
     for (int d = 0; d < D_MAX; d += 16) {
       uint32_t q[M][4];
 #pragma unroll
