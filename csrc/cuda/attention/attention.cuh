@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../heads.cuh"
+
 struct AttentionShape {
   int64_t B, H, Hkv, Tq, Tk, D;
   bool causal;
@@ -32,20 +34,3 @@ struct AttentionShape {
 // A query that saw no key (or only scores of -inf) has lse = -inf: the backward pass takes 0 for it, so that its
 // probabilities come out as exp(-inf) = 0 and not as exp(-inf + inf), which is NaN.
 __device__ inline float finite_lse(float lse) { return lse == -INFINITY ? 0.0f : lse; }
-
-// A (B, heads, T, D) array whose last stride is 1. Heads are usually views of a packed (B, T, 3C) projection.
-template <class T>
-struct Heads {
-  T* data;
-  int64_t batch_stride, head_stride, row_stride;
-
-  __host__ __device__ T* row(int64_t b, int64_t h, int64_t t) const {
-    return data + b * batch_stride + h * head_stride + t * row_stride;
-  }
-};
-
-// Whether all rows of x start at multiples of n numbers: what reading n at a time takes.
-template <class T>
-bool rows_aligned(const Heads<T>& x, int64_t n) {
-  return (reinterpret_cast<uintptr_t>(x.data) / sizeof(T) | x.batch_stride | x.head_stride | x.row_stride) % n == 0;
-}

@@ -1,0 +1,50 @@
+// gelu: one pack of 16 bytes a thread, in registers from load to store. Forward 8 bytes of memory and about 15 FLOPs a
+// number (float32), backward 12 bytes and 25 FLOPs; half of the bytes in bfloat16 and float16.
+// takes: float32, bfloat16, float16
+// measured: (none yet)
+#include "../activation.cuh"
+#include "../launch.cuh"
+#include "../pack.cuh"
+
+constexpr int THREADS = 256;
+
+template <class T, int N>
+__global__ void gelu_forward_kernel(const T* x, T* y, int64_t n) {
+  int64_t i = (int64_t(blockIdx.x) * THREADS + threadIdx.x) * N;
+  if (i >= n) return;
+  Pack<T, N> v = load<N>(x, i, n);
+  for (int k = 0; k < N; k++) v.set(k, gelu(v[k]));
+  store(y, i, n, v);
+}
+
+template <class T, int N>
+__global__ void gelu_backward_kernel(const T* dy, const T* x, T* dx, int64_t n) {
+  int64_t i = (int64_t(blockIdx.x) * THREADS + threadIdx.x) * N;
+  if (i >= n) return;
+  Pack<T, N> d = load<N>(dy, i, n), v = load<N>(x, i, n);
+  for (int k = 0; k < N; k++) d.set(k, d[k] * gelu_gradient(v[k]));
+  store(dx, i, n, d);
+}
+
+// y may be x.
+extern "C" void gelu_forward(int64_t dtype, const void* x, void* y, int64_t n, cudaStream_t stream) {
+  by_dtype(dtype, [&](auto number) {
+    using T = decltype(number);
+    with_width<T>(aligned(x, y), [&](auto width) {
+      constexpr int N = decltype(width)::value;
+      gelu_forward_kernel<T, N><<<ceil_div(n, THREADS * N), THREADS, 0, stream>>>((const T*)x, (T*)y, n);
+    });
+  });
+}
+
+// dx may be dy.
+extern "C" void gelu_backward(int64_t dtype, const void* dy, const void* x, void* dx, int64_t n, cudaStream_t stream) {
+  by_dtype(dtype, [&](auto number) {
+    using T = decltype(number);
+    with_width<T>(aligned(dy, x, dx), [&](auto width) {
+      constexpr int N = decltype(width)::value;
+      gelu_backward_kernel<T, N>
+          <<<ceil_div(n, THREADS * N), THREADS, 0, stream>>>((const T*)dy, (const T*)x, (T*)dx, n);
+    });
+  });
+}
