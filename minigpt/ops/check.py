@@ -353,9 +353,14 @@ def cross_entropy_backward(dloss, logits, targets, lse, ignore_index, grads):
     _cross_entropy("cross_entropy_backward", dict(logits=logits, lse=lse), targets, ignore_index, grads=grads)
 
 
-def adamw(param, grad, m, v, step, **numbers):
-    same_shape("adamw", param=param, grad=grad, m=m, v=v)
-    for name, x in (("param", param), ("m", m), ("v", v)):
+def adamw(param, grad, m, v, step, master, **numbers):
+    if master is None:
+        same_shape("adamw", param=param, grad=grad, m=m, v=v)
+    else:
+        same_shape("adamw", param=param, grad=grad)
+        same_shape("adamw", m=m, v=v, master=master)
+        _shape("adamw", "m", m, param.shape)
+    for name, x in (("param", param), ("m", m), ("v", v), ("master", master)):
         _writable("adamw", name, x)
     _integer("adamw", "step", step, least=1)
     for name, x in numbers.items():

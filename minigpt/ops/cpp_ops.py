@@ -339,10 +339,13 @@ def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, gr
 # the optimiser
 
 
-def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, grad_scale=1.0):
-    check.adamw(param, grad, m, v, step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, grad_scale=1.0, *,
+          master=None):
+    check.adamw(param, grad, m, v, step, master, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
                 grad_scale=grad_scale)
     _float32("adamw", "param", param)
+    if master is not None:
+        raise TypeError("adamw: master must be None in the C++ backend, whose parameters are float32 themselves")
     results = [_out(x, x.shape) for x in (param, m, v)]
     _C.adamw(results[0], _in(grad), results[1], results[2], step, lr, beta1, beta2, eps, weight_decay, grad_scale)
     for result, given in zip(results, (param, m, v), strict=True):

@@ -121,12 +121,18 @@ class Call:
             return given
         return self._instead(given, fresh(self.like, shape, dtype, make))
 
-    def add_to(self, given, shape, accumulate):
-        """An array for the gradient of a parameter. Where they accumulate, the kernel finds there what it adds to."""
-        made = self.write(given, shape, make="zeros" if accumulate else "empty")
-        if accumulate and given is not None and made is not given:
+    def update(self, given):
+        """An array that the kernel reads and writes."""
+        made = self.write(given, given.shape, given.dtype)
+        if made is not given:
             owner(made)[...] = owner(given)
         return made
+
+    def add_to(self, given, shape, accumulate):
+        """An array for the gradient of a parameter. Where they accumulate, the kernel finds there what it adds to."""
+        if accumulate and given is not None:
+            return self.update(given)
+        return self.write(given, shape, make="zeros" if accumulate else "empty")
 
     def heads(self, x, multiple=1):
         """Heads (B, H, T, D) to read, with any strides. Zeros fill D up to a multiple of `multiple`."""

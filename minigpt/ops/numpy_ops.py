@@ -458,22 +458,28 @@ def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, gr
 # the optimiser
 
 
-def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, grad_scale=1.0):
+def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, grad_scale=1.0, *,
+          master=None):
     """One step of AdamW (Loshchilov, Hutter 2017, arXiv:1711.05101), in place in param, m and v. All of one shape.
 
     step counts from 1. grad is multiplied by grad_scale first (clipping by the global norm).
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
     param = param (1 - lr weight_decay) - lr mhat / (sqrt(vhat) + eps),
     with mhat = m / (1 - beta1^step) and vhat = v / (1 - beta2^step).
+    Parameters of few digits, which small steps would not move, may have `master` weights of the dtype of m and v, float32
+    as a rule: these take the step, and param becomes what they are, rounded.
     """
-    check.adamw(param, grad, m, v, step, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+    check.adamw(param, grad, m, v, step, master, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
                 grad_scale=grad_scale)
-    g = grad * grad_scale
+    weights = param if master is None else master
+    g = grad.astype(weights.dtype, copy=False) * grad_scale
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g
     mhat = m / (1 - beta1 ** step)
     vhat = v / (1 - beta2 ** step)
-    param[...] = param * (1 - lr * weight_decay) - lr * mhat / (np.sqrt(vhat) + eps)
+    weights[...] = weights * (1 - lr * weight_decay) - lr * mhat / (np.sqrt(vhat) + eps)
+    if master is not None:
+        param[...] = master
 
 
 def squared_norm(x):

@@ -4,7 +4,6 @@
 // Parameters in bfloat16 or float16 are too coarse to be moved by small steps: an addition below half of their last
 // digit is lost. So they have `master` weights in float32, which the step moves, with m and v in float32; the parameter
 // is the master weight, rounded. 28 bytes, too: three float32 read and written, the gradient and the parameter 2 each.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include "../launch.cuh"
 #include "../pack.cuh"

@@ -7,7 +7,6 @@
 //
 // A vocabulary is rarely a multiple of 8 (50257), so rows begin anywhere. Each row is walked through in three parts:
 // up to the first multiple of 16 bytes one by one, then by packs, then the rest one by one.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include "../launch.cuh"
 #include "../pack.cuh"

@@ -1,6 +1,5 @@
 // gelu: one pack of 16 bytes a thread, in registers from load to store. Forward 8 bytes of memory and about 15 FLOPs a
 // number (float32), backward 12 bytes and 25 FLOPs; half of the bytes in bfloat16 and float16.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include "../activation.cuh"
 #include "../launch.cuh"

@@ -6,7 +6,6 @@
 // Every row adds to the same 2 C numbers. atomicAdd makes that correct, but the additions to one address queue up, and
 // come in any order: the rounding, and so the result, is another in every run. 12 bytes of memory and 15 FLOPs a number
 // (float32), and 2 atomic additions a number.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include "../reduce.cuh"
 #include "../scratch.cuh"

@@ -5,7 +5,6 @@
 // column meet in shared memory. The order of the additions is fixed, so the result is, too. The price: x and dy are
 // read twice (20 bytes a number in float32 instead of 12; 19 FLOPs), and there are only C / 32 blocks in the second
 // kernel: 24 for C = 768, on a GPU that could run hundreds.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include "../launch.cuh"
 #include "../reduce.cuh"

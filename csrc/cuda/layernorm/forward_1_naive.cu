@@ -4,7 +4,6 @@
 // for 32 numbers. Of each sector an eighth is used (float32), and by the time the rest is wanted the cache has lost it.
 // A row is read three times: mean, variance, result. In theory 16 bytes and 7 FLOPs a number (float32), but up to 8
 // times as many bytes move; and there are only as many threads as rows.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include <cmath>
 

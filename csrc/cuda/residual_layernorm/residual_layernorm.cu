@@ -4,7 +4,6 @@
 // the addition would write h and the norm read it again: 16 bytes of memory a number instead of 20 (float32), 8 instead
 // of 10 in bfloat16 and float16, and 8 FLOPs. Backward is rung 3 of layernorm backward with the gradient that comes
 // along the residual stream added to dx: 16 bytes and 16 FLOPs instead of 24 bytes.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include "../layernorm/partials.cuh"
 #include "../layernorm/row.cuh"

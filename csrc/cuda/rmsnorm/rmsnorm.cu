@@ -3,7 +3,6 @@
 //
 // Forward 8 bytes of memory and 4 FLOPs a number (float32), backward 12 bytes and 11 FLOPs; half of the bytes in
 // bfloat16 and float16.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include "../layernorm/columns.cuh"
 #include "../layernorm/row.cuh"

@@ -4,7 +4,6 @@
 // Neighbouring threads go along the row, then to the next head of the same position, as they lie in the packed
 // projection; the heads find their cos and sin in the L1 cache. 8 bytes of memory and 3 FLOPs a number (float32), 4
 // bytes in bfloat16 and float16.
-// takes: float32, bfloat16, float16
 // measured: (none yet)
 #include "../heads.cuh"
 #include "../launch.cuh"
