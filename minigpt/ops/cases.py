@@ -190,7 +190,8 @@ def _cross_entropy(rng, backward):
         arguments = dict(logits=logits, targets=targets)
         if backward:
             lse = numpy_ops.cross_entropy_forward(logits, targets)[1]
-            arguments = dict(dloss=0.37, **arguments, lse=lse)
+            dloss = numbers(rng, *shape) if kind == "large logits" else 0.37             # a number for each row, or one
+            arguments = dict(dloss=dloss, **arguments, lse=lse)
         yield f"logits {logits.shape} {kind}".strip(), arguments
 
 

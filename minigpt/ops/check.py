@@ -8,7 +8,7 @@ import numpy as np
 
 from .bfloat16 import dtype_name, is_float
 
-STATISTICS = ("mean", "rstd", "lse", "losses")       # may be float32 where the other arrays are of 16 bits
+STATISTICS = ("mean", "rstd", "lse", "losses", "dloss")       # may be float32 where the other arrays are of 16 bits
 
 
 def _array(op, name, x):
@@ -349,8 +349,12 @@ def cross_entropy_forward(logits, targets, ignore_index, out):
 
 
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index, grads):
-    _number("cross_entropy_backward", "dloss", dloss)
-    _cross_entropy("cross_entropy_backward", dict(logits=logits, lse=lse), targets, ignore_index, grads=grads)
+    required = dict(logits=logits, lse=lse)
+    if isinstance(dloss, np.ndarray):
+        required["dloss"] = dloss
+    else:
+        _number("cross_entropy_backward", "dloss", dloss)
+    _cross_entropy("cross_entropy_backward", required, targets, ignore_index, grads=grads)
 
 
 def adamw(param, grad, m, v, step, master, **numbers):

@@ -331,7 +331,10 @@ def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, gr
     check.cross_entropy_backward(dloss, logits, targets, lse, ignore_index, grads)
     _float32("cross_entropy_backward", "logits", logits)
     dlogits = _out(grads, logits.shape)
-    _C.cross_entropy_backward(dloss, _in(logits), _integers(targets), _in(lse), ignore_index, dlogits)
+    by_row = isinstance(dloss, np.ndarray)
+    _C.cross_entropy_backward(1.0 if by_row else dloss, _in(logits), _integers(targets), _in(lse), ignore_index, dlogits)
+    if by_row:
+        np.multiply(dlogits, dloss[..., None], out=dlogits, where=(targets != ignore_index)[..., None])
     return _deliver(dlogits, grads)
 
 

@@ -336,12 +336,13 @@ def cross_entropy_forward(logits, targets, ignore_index=-100, *, out=None):
 
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, grads=None):
     call = Call(_machine, "cross_entropy_backward")
-    logits, targets, lse, grads = call.views(logits, targets, lse, grads)
+    logits, targets, lse, grads, dloss = call.views(logits, targets, lse, grads, dloss)
     check.cross_entropy_backward(dloss, logits, targets, lse, ignore_index, grads)
     rung = _rung("cross_entropy_backward", logits)
     dlogits = call.write(grads, logits.shape)
-    call.launch(rung, call.read(logits), call.read(targets, np.int64), call.read(lse, np.float32), dlogits,
-                targets.size, logits.shape[-1], ignore_index, dloss)
+    one, each = (1.0, dloss) if isinstance(dloss, np.ndarray) else (dloss, None)
+    call.launch(rung, call.read(each, np.float32), call.read(logits), call.read(targets, np.int64),
+                call.read(lse, np.float32), dlogits, targets.size, logits.shape[-1], ignore_index, one)
     return call.results(dlogits)
 
 

@@ -445,8 +445,11 @@ def cross_entropy_forward(logits, targets, ignore_index=-100, *, out=None):
 
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, grads=None):
     """dlogits = dloss * (softmax(logits) - onehot(targets)), 0 in ignored rows. dloss is one number, the gradient
-    of every row's loss (for a mean over n rows, 1 / n). grads (one array) may be logits itself."""
+    of every row's loss (for a mean over n rows, 1 / n), or an array (...) with one for each row. grads (one array) may
+    be logits itself."""
     check.cross_entropy_backward(dloss, logits, targets, lse, ignore_index, grads)
+    if isinstance(dloss, np.ndarray):
+        dloss = dloss[..., None]                                                                # (..., 1)
     counted = targets != ignore_index
     p = np.exp(logits - lse[..., None])                                                         # (..., V)
     target = np.where(counted, targets, 0)[..., None]                                           # (..., 1)
@@ -466,8 +469,8 @@ def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
     param = param (1 - lr weight_decay) - lr mhat / (sqrt(vhat) + eps),
     with mhat = m / (1 - beta1^step) and vhat = v / (1 - beta2^step).
-    Parameters of few digits, which small steps would not move, may have `master` weights of the dtype of m and v, float32
-    as a rule: these take the step, and param becomes what they are, rounded.
+    Parameters of few digits, which small steps would not move, may have `master` weights of the dtype of m and v,
+    float32 as a rule: these take the step, and param becomes what they are, rounded.
     """
     check.adamw(param, grad, m, v, step, master, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
                 grad_scale=grad_scale)

@@ -54,13 +54,14 @@ __global__ void __launch_bounds__(THREADS)
 // dlogits = dloss * (softmax(logits) - onehot(targets)), 0 in ignored rows.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
-    cross_entropy_backward_kernel(const T* logits, const int64_t* targets, const float* lse, T* dlogits, int64_t V,
-                                  int64_t ignore_index, float dloss, bool packed) {
+    cross_entropy_backward_kernel(const float* dlosses, const T* logits, const int64_t* targets, const float* lse,
+                                  T* dlogits, int64_t V, int64_t ignore_index, float dloss, bool packed) {
   const T* row = logits + blockIdx.x * V;
   T* drow = dlogits + blockIdx.x * V;
   const int64_t target = targets[blockIdx.x];
   const bool ignored = target == ignore_index;
   const float row_lse = lse[blockIdx.x];
+  if (dlosses) dloss *= dlosses[blockIdx.x];
   each_in_row(row, V, packed, [&](int64_t i, auto width) {
     constexpr int N = decltype(width)::value;
     Pack<T, N> v = *(const Pack<T, N>*)(row + i);
@@ -78,14 +79,14 @@ extern "C" void cross_entropy_forward(int64_t dtype, const void* logits, const i
   });
 }
 
-// dlogits may be logits.
-extern "C" void cross_entropy_backward(int64_t dtype, const void* logits, const int64_t* targets, const float* lse,
-                                       void* dlogits, int64_t rows, int64_t V, int64_t ignore_index, float dloss,
-                                       cudaStream_t stream) {
+// dlosses, one for each row, may be null; dloss is a factor for all. dlogits may be logits.
+extern "C" void cross_entropy_backward(int64_t dtype, const float* dlosses, const void* logits, const int64_t* targets,
+                                       const float* lse, void* dlogits, int64_t rows, int64_t V, int64_t ignore_index,
+                                       float dloss, cudaStream_t stream) {
   by_dtype(dtype, [&](auto number) {
     using T = decltype(number);
     const bool packed = aligned((uintptr_t)logits - (uintptr_t)dlogits);  // both or neither begin at 16 bytes
-    cross_entropy_backward_kernel<T>
-        <<<rows, THREADS, 0, stream>>>((const T*)logits, targets, lse, (T*)dlogits, V, ignore_index, dloss, packed);
+    cross_entropy_backward_kernel<T><<<rows, THREADS, 0, stream>>>(dlosses, (const T*)logits, targets, lse, (T*)dlogits,
+                                                                   V, ignore_index, dloss, packed);
   });
 }

@@ -82,10 +82,10 @@ extern "C" void embedding_backward(int64_t dtype, const void* dx, const int64_t*
       cudaMemsetAsync(dwte, 0, V * C * sizeof(Number), stream);
       if (dwpe) cudaMemsetAsync(dwpe, 0, P * C * sizeof(Number), stream);
     }
-    embedding_backward_tokens_kernel<Number><<<dim3(B * T, ceil_div(C, THREADS)), THREADS, 0, stream>>>(
-        (const Number*)dx, tokens, (Number*)dwte, B * T, C);
+    embedding_backward_tokens_kernel<Number>
+        <<<dim3(B * T, ceil_div(C, THREADS)), THREADS, 0, stream>>>((const Number*)dx, tokens, (Number*)dwte, B * T, C);
     if (!dwpe) return;
-    embedding_backward_positions_kernel<Number><<<ceil_div(T * C, THREADS), THREADS, 0, stream>>>(
-        (const Number*)dx, (Number*)dwpe + position * C, B, T, C);
+    embedding_backward_positions_kernel<Number>
+        <<<ceil_div(T * C, THREADS), THREADS, 0, stream>>>((const Number*)dx, (Number*)dwpe + position * C, B, T, C);
   });
 }
