@@ -332,7 +332,8 @@ def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, *, gr
     _float32("cross_entropy_backward", "logits", logits)
     dlogits = _out(grads, logits.shape)
     by_row = isinstance(dloss, np.ndarray)
-    _C.cross_entropy_backward(1.0 if by_row else dloss, _in(logits), _integers(targets), _in(lse), ignore_index, dlogits)
+    one = 1.0 if by_row else dloss
+    _C.cross_entropy_backward(one, _in(logits), _integers(targets), _in(lse), ignore_index, dlogits)
     if by_row:
         np.multiply(dlogits, dloss[..., None], out=dlogits, where=(targets != ignore_index)[..., None])
     return _deliver(dlogits, grads)

@@ -24,7 +24,7 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 def _run(op, *arguments):
     """Calls an op of the mirror on tensors; the results are tensors on the same device."""
-    like = next(x for x in arguments if isinstance(x, Tensor) and x.is_floating_point())
+    like = max((x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()), key=lambda x: x.ndim)
     if like.is_cuda:
         return getattr(load("cuda"), op)(*arguments)
     backend = "numpy" if like.dtype == torch.float64 or why_not("cpp") else "cpp"
