@@ -47,7 +47,7 @@ def _embedding(rng, backward):
         yield f"{dtype.__name__} tokens ({B}, {T}), wte ({V}, {C}), wpe {P}", arguments
 
 
-NORM_SHAPES = ((1, 2), (3, 5), (2, 3, 17), (1, 63), (65, 64), (5, 129), (257, 48), (7, 768), (3, 1000))
+NORM_SHAPES = ((1, 2), (3, 5), (2, 3, 17), (1, 63), (65, 64), (5, 129), (257, 48), (7, 768), (3, 1000), (2, 16388))
 
 
 def _norm_inputs(rng):

@@ -16,11 +16,11 @@ __global__ void layernorm_forward_naive_kernel(const T* x, const T* weight, cons
   if (r >= rows) return;
   const T* row = x + r * C;
 
-  float sum = 0;
+  double sum = 0;  // in one float, a sum of thousands would lose digits
   for (int64_t i = 0; i < C; i++) sum += to_float(row[i]);
   float mu = sum / C;
 
-  float squares = 0;
+  double squares = 0;
   for (int64_t i = 0; i < C; i++) {
     float centred = to_float(row[i]) - mu;
     squares += centred * centred;

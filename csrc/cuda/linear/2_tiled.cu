@@ -35,8 +35,8 @@ __device__ inline void load_eight(float (&v)[8], const float* row) {
 
 template <class T>
 __global__ void __launch_bounds__(THREADS, 2) linear_tiled_kernel(Product<T> p) {
-  __shared__ alignas(16) float a[DEPTH][PITCH];  // A transposed: a thread's rows lie side by side
-  __shared__ alignas(16) float b[DEPTH][PITCH];
+  alignas(16) __shared__ float a[DEPTH][PITCH];  // A transposed: a thread's rows lie side by side
+  alignas(16) __shared__ float b[DEPTH][PITCH];
   const int64_t tiles = (p.J + TILE - 1) / TILE, i0 = blockIdx.x / tiles * TILE, j0 = blockIdx.x % tiles * TILE;
   const int ty = threadIdx.x / 16 * 4, tx = threadIdx.x % 16 * 4;
 

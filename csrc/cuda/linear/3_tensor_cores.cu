@@ -20,7 +20,7 @@ constexpr int TILE = 128, DEPTH = 32, THREADS = 256;
 
 // ROWS x COLUMNS numbers of a matrix, as they lie in memory.
 template <class T, int ROWS, int COLUMNS>
-struct Tile {
+struct alignas(16) Tile {
   T number[ROWS][COLUMNS + 8];
 
   // From row `top` and column `left` on; 0 beyond the matrix, which is (rows, columns).
@@ -60,8 +60,8 @@ struct Tile {
 // A lies in memory as (I, R), or, where A_TURNED, as (R, I). B lies as (R, J), or, where B_TURNED, as (J, R).
 template <class T, bool A_TURNED, bool B_TURNED>
 __global__ void __launch_bounds__(THREADS) linear_tensor_cores_kernel(Product<T> p) {
-  __shared__ alignas(16) Tile<T, A_TURNED ? DEPTH : TILE, A_TURNED ? TILE : DEPTH> a_tile;
-  __shared__ alignas(16) Tile<T, B_TURNED ? TILE : DEPTH, B_TURNED ? DEPTH : TILE> b_tile;
+  __shared__ Tile<T, A_TURNED ? DEPTH : TILE, A_TURNED ? TILE : DEPTH> a_tile;
+  __shared__ Tile<T, B_TURNED ? TILE : DEPTH, B_TURNED ? DEPTH : TILE> b_tile;
   const int64_t tiles = (p.J + TILE - 1) / TILE, i0 = blockIdx.x / tiles * TILE, j0 = blockIdx.x % tiles * TILE;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i_warp = warp / 4 * 64, j_warp = warp % 4 * 32;
 
