@@ -18,7 +18,8 @@ from ..files.atomic import atomic_write
 from .rewrite import with_local_includes
 
 PACKAGE = Path(__file__).parent.parent
-FLAGS = ("-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-psabi")
+FLAGS = ("-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas",
+         "-Wno-psabi")
 CHECKED = ("-O1", "-fsanitize=thread", "-DEMULATOR_CHECKED")
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 

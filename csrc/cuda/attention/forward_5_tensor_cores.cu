@@ -17,6 +17,9 @@
 // Such reads are this rung's weakness. A row of K is D numbers, 32 or 64 banks, so that the same columns of all rows
 // lie in the same bank: the 8 rows that a read touches wait for one another, 8 times 4 banks instead of 32 at once.
 //
+// Arithmetic that is not a product now weighs more. Exponentials become powers of two, one instruction each, with the
+// scale folded into a multiply-add (fragments.cuh).
+//
 // takes: bfloat16, float16; D up to 128; needs sm_80
 // moved: 4 Tq Tk D / 64 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
 // measured: (none yet)

@@ -1,38 +1,35 @@
 // The next tiles travel while these are multiplied. Before, a block asked for a tile, waited for memory, and only then
-// computed; now cp.async copies straight into shared memory and the thread goes on. There are two places for a tile of
+// computed; now cp.async copies straight into shared memory, and the thread goes on. There are two places for a tile of
 // K and V, and one barrier a step, which says two things at once: the tiles of this step are here (everybody waited for
-// their own copies), and nobody reads those of the step before any more (so the next ones may take their place).
+// their own copies), and nobody reads those of the step before any more (so that the next may take their place).
 //
-//     copy      K0 V0 | K1 V1        | K2 V2        | K3 V3        |
-//     compute         | S0 P0 O      | S1 P1 O      | S2 P2 O      | ...
-//     place        0  |   1          |   0          |   1          |
-//                     ^ wait, barrier ^
+//     copy     | K0 V0 | K1 V1         | K2 V2         | K3 V3         |
+//     compute          | S0, P0, O     | S1, P1, O     | S2, P2, O     | ...
+//     in place           0               1               0
+//                      ^ wait, barrier ^               ^
 //
-// Three things more, which cost nothing:
+// Two things more:
 //   - 32 queries a warp, 128 a block: what is read of K and V, from global and from shared memory, serves twice as many
-//     products. Q does not fit in the registers beside that; it stays in shared memory.
-//   - What a warp's queries do not see at all, it leaves out, and scores are compared with the diagonal only where it
-//     passes: with 64 keys a tile and 32 queries a warp, in one tile of each row of tiles, or at the end of the keys.
-//   - An exponential is one instruction, scale and log2(e) are folded into its multiply-add (fragments.cuh, which gave
-//     this to the rungs before as well), as tiles above the diagonal were left out before, and the longest rows start
-//     first.
+//     products. Q does not fit into the registers beside that; it stays in shared memory.
+//   - Scores are compared with the diagonal only where it passes, and what none of a warp's queries sees, the warp
+//     leaves out. The first queries of the four warps of the block at i0 = 256, with tiles of 64 keys:
 //
-//                   keys j0 ..   0    64   128  192  256
-//     block of 128  warp 0      |    |    |m   |         m: compared with the diagonal      (i0 = 128)
-//     queries       warp 1      |    |    |m   |
-//                   warp 2      |    |    |    |m   |    empty: left out
-//                   warp 3      |    |    |    |m   |
+//                       j0 = 0  64  128 192 256 320 384
+//         warp 0, i = 256  |   |   |   |   | d |                  d: compared with the diagonal
+//         warp 1, i = 288  |   |   |   |   | d |
+//         warp 2, i = 320  |   |   |   |   |   | d |
+//         warp 3, i = 352  |   |   |   |   |   | d |
 //
 // takes: bfloat16, float16; D up to 128; needs sm_80
 // moved: 4 Tq Tk D / 128 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
-// shared memory: (128 + 4 * 64) D_MAX numbers, 48 or 96 KB
+// shared memory: 48 KB for D up to 64, else 64 KB, so that two blocks share a multiprocessor
 // measured: (none yet)
 #include "fragments.cuh"
 #include "swizzle.cuh"
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, M = 2, BQ = 16 * M * WARPS;  // M: pieces of 16 queries a warp
-
-__host__ __device__ constexpr int tile_keys(int D_MAX) { return 64 * 64 / D_MAX; }  // BK
+// BK: 64 or 32 keys, 8 KB either way. With 64 keys of 128 numbers, S and O together would not fit into the registers.
+__host__ __device__ constexpr int tile_keys(int D_MAX) { return 64 * 64 / D_MAX; }
 
 // Starts to copy ROWS rows from row t0 on into a swizzled tile of rows of D_MAX numbers; zeros where x, which has
 // `rows` rows of D numbers, ends. If rows do not lie at multiples of 16 bytes (`aligned`), it is done at once.
@@ -74,8 +71,10 @@ __global__ __launch_bounds__(THREADS, 2) void attend(AttentionForward<T> a, bool
     load_tile<BK, D_MAX>(v_tiles + place, a.v, b, h / shape.group(), j0, shape.Tk, D, aligned);
     cp_async_commit();
   };
-  load_tile<BQ, D_MAX>(q_tile, a.q, b, h, i0, shape.Tq, D, aligned);
-  load(0);
+  if (keys > 0) {
+    load_tile<BQ, D_MAX>(q_tile, a.q, b, h, i0, shape.Tq, D, aligned);
+    load(0);
+  }
 
   float o[M][D_MAX / 8][4] = {};
   Running now[M];
