@@ -22,10 +22,10 @@ struct AttentionShape {
     int64_t keys = i + 1 + Tk - Tq;
     return keys < 0 ? 0 : keys > Tk ? Tk : keys;
   }
-  // The first query that sees key j.
+  // The first query that sees key j; Tq for a key beyond the last, which nobody sees.
   __host__ __device__ int64_t first_query(int64_t j) const {
     int64_t i = j - (Tk - Tq);
-    return !causal || i < 0 ? 0 : i;
+    return j >= Tk ? Tq : !causal || i < 0 ? 0 : i;
   }
   // Where lse (B, H, Tq) has its number for query i of head h.
   __host__ __device__ int64_t query(int64_t b, int64_t h, int64_t i) const { return (b * H + h) * Tq + i; }

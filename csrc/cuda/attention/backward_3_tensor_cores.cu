@@ -1,0 +1,208 @@
+// The gradients on the tensor cores, in bfloat16 or half; sums in float32. As in the rung before, a block owns 64 rows
+// and walks over tiles of others, once for dq and once for dk and dv. What changed:
+//   a product is a row of 16 x 8 x 16 matrix instructions, and a warp owns 16 rows alone: P and dS, which it computes,
+//   are the left factors of its own next products. They never leave its registers, and no warp waits for another.
+//   tiles lie swizzled in shared memory (backward_mma.cuh): ldmatrix reads eight rows without a bank conflict.
+//   the next tile is copied by cp.async while this one is multiplied; one barrier a tile.
+//   2^x is one instruction, and only tiles that the diagonal or the end crosses are masked.
+//
+//   dq:       own Q, dO (64 x D)    other K, V           dk, dv:   own K, V    other Q, dO
+//               S  = Q K^T     dP  = dO V^T                S^T  = K Q^T     dP^T = V dO^T
+//               P  = 2^(S - lse)                           P^T  = 2^(S^T - lse)         dV += P^T dO
+//               dS = P * (dP - delta)   dQ += dS K         dS^T = P^T * (dP^T - delta)  dK += dS^T Q
+//
+// Seven products, where one kernel for all three gradients (the next rung) does five: S and dP are computed twice. But
+// each gradient has one owner, who adds up in one order: the result is the same, to the bit, in every run.
+//
+// FLOPs: 14 D a pair, 6 D for dq and 8 D for dk and dv. Bytes: a pair of tiles reads 4 D for each of its others, from
+// the L2 cache: 96 FLOPs a byte for dq, 128 for dk and dv. Shared memory: 48 KB for dq and 49 for dk and dv where D is
+// up to 64, 64 KB and 64.5 up to 128; 64 others in a tile there, 32 here. Registers (ptxas, sm_80 and sm_90): 155 and
+// 168, three blocks a multiprocessor; 151 and 230, two.
+//
+// takes: bfloat16, float16; D up to 128; needs sm_80
+// measured: (none yet)
+#include "../scratch.cuh"
+#include "backward_mma.cuh"
+
+// Queries are owned: the rows of S, P and dS. grid (B H, tiles of queries).
+template <int D, int OTHER, class T>
+__global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dq_tensor_cores(AttentionGradients<T> a,
+                                                                            const QueryTerms* terms, bool chunks) {
+  extern __shared__ uint4 shared[];
+  T* const q = reinterpret_cast<T*>(shared);  // OWN rows
+  T* const dout = q + OWN * D;                // OWN rows
+  T* const stages = dout + OWN * D;           // twice OTHER rows of k and OTHER of v
+  const AttentionShape& shape = a.shape;
+  const int64_t b = blockIdx.x / shape.H, h = blockIdx.x % shape.H, hkv = h / shape.group();
+  const int64_t i0 = int64_t(gridDim.y - 1 - blockIdx.y) * OWN;  // the last queries first: they see the most keys
+  const int64_t keys = shape.visible_keys(i0 + OWN < shape.Tq ? i0 + OWN - 1 : shape.Tq - 1);
+  const int64_t unmasked = shape.visible_keys(i0);  // keys that every query of the tile sees
+  const int tiles = (keys + OTHER - 1) / OTHER, g = 16 * warp() + lane() / 4, t = lane() % 4;
+  const float scale2 = LOG2E * shape.scale;
+  terms += blockIdx.x * padded_queries(shape.Tq) + i0;
+  const QueryTerms of_i[2] = {terms[g], terms[g + 8]};  // of the two rows that this lane has numbers of
+
+  auto load = [&](int n) {
+    T* k = stages + n % 2 * 2 * OTHER * D;
+    load_tile<OTHER, D>(k, a.k, b, hkv, int64_t(n) * OTHER, shape.Tk, shape.D, chunks);
+    load_tile<OTHER, D>(k + OTHER * D, a.v, b, hkv, int64_t(n) * OTHER, shape.Tk, shape.D, chunks);
+  };
+  if (tiles > 0) {
+    load_tile<OWN, D>(q, a.q, b, h, i0, shape.Tq, shape.D, chunks);
+    load_tile<OWN, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, chunks);
+    load(0);
+    cp_async_commit();
+  }
+  float dq[D / 8][4] = {};
+  for (int n = 0; n < tiles; n++) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile is here, and everybody has done with the one before
+    if (n + 1 < tiles) {
+      load(n + 1);
+      cp_async_commit();
+    }
+    const T* k = stages + n % 2 * 2 * OTHER * D;
+    const T* v = k + OTHER * D;
+    const int64_t j0 = int64_t(n) * OTHER;
+
+    float s[OTHER / 8][4] = {}, dp[OTHER / 8][4] = {};
+    multiply_rows<D, OTHER>(s, q, 16 * warp(), k);      // S = Q K^T, without the scale
+    multiply_rows<D, OTHER>(dp, dout, 16 * warp(), v);  // dP = dO V^T
+    const bool masked = j0 + OTHER > unmasked;
+    const int visible[2] = {int(shape.visible_keys(i0 + g) - j0), int(shape.visible_keys(i0 + g + 8) - j0)};
+#pragma unroll
+    for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        float p = exp2_approx(scale2 * s[m][e] - of_i[e / 2].lse2);  // P = exp(S - lse)
+        if (masked && 8 * m + 2 * t + e % 2 >= visible[e / 2]) p = 0;
+        s[m][e] = p * (dp[m][e] - of_i[e / 2].delta);  // dS = P * (dP - delta)
+      }
+    }
+    uint32_t ds[OTHER / 16][4];
+    to_a<T>(ds, s);
+    multiply<D, OTHER>(dq, ds, k);  // dQ += dS K
+  }
+  store_rows<D>(dq, shape.scale, a.dq, b, h, i0 + 16 * warp(), shape.Tq, shape.D);
+}
+
+// Keys are owned: a row of the tile is a key, a column a query. grid (B Hkv, tiles of keys).
+template <int D, int OTHER, class T>
+__global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dk_dv_tensor_cores(AttentionGradients<T> a,
+                                                                               const QueryTerms* terms, bool chunks) {
+  constexpr int STAGE = 2 * OTHER * D + OTHER * sizeof(QueryTerms) / sizeof(T);  // q, dout, terms
+  extern __shared__ uint4 shared[];
+  T* const k = reinterpret_cast<T*>(shared);  // OWN rows
+  T* const v = k + OWN * D;                   // OWN rows
+  T* const stages = v + OWN * D;              // twice OTHER rows of q, of dout, and of terms
+  const AttentionShape& shape = a.shape;
+  const int64_t b = blockIdx.x / shape.Hkv, hkv = blockIdx.x % shape.Hkv, j0 = int64_t(blockIdx.y) * OWN;
+  const int unmasked = shape.first_query(j0 + OWN - 1);  // queries from here on see every key of the tile
+  const int first = shape.first_query(j0) / OTHER, tiles_a_head = (shape.Tq + OTHER - 1) / OTHER - first;
+  const int tiles = tiles_a_head * shape.group(), g = 16 * warp() + lane() / 4, t = lane() % 4;
+  const int seen_from[2] = {int(shape.first_query(j0 + g)), int(shape.first_query(j0 + g + 8))};
+  const float scale2 = LOG2E * shape.scale;
+
+  auto load = [&](int n) {
+    T* q = stages + n % 2 * STAGE;
+    T* dout = q + OTHER * D;
+    const int64_t h = hkv * shape.group() + n / tiles_a_head;
+    const int i0 = (first + n % tiles_a_head) * OTHER;
+    load_tile<OTHER, D>(q, a.q, b, h, i0, shape.Tq, shape.D, chunks);
+    load_tile<OTHER, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, chunks);
+    if (threadIdx.x < OTHER / 2) {  // two queries' terms are 16 bytes
+      cp_async_16(dout + OTHER * D + 8 * threadIdx.x,
+                  terms + (b * shape.H + h) * padded_queries(shape.Tq) + i0 + 2 * threadIdx.x, 16);
+    }
+  };
+  load_tile<OWN, D>(k, a.k, b, hkv, j0, shape.Tk, shape.D, chunks);
+  load_tile<OWN, D>(v, a.v, b, hkv, j0, shape.Tk, shape.D, chunks);
+  load(0);
+  cp_async_commit();
+
+  float dk[D / 8][4] = {}, dv[D / 8][4] = {};
+  for (int n = 0; n < tiles; n++) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile is here, and everybody has done with the one before
+    if (n + 1 < tiles) {
+      load(n + 1);
+      cp_async_commit();
+    }
+    const T* q = stages + n % 2 * STAGE;
+    const T* dout = q + OTHER * D;
+    const QueryTerms* of = reinterpret_cast<const QueryTerms*>(dout + OTHER * D);
+    const int i0 = (first + n % tiles_a_head) * OTHER;
+
+    float s[OTHER / 8][4] = {}, dp[OTHER / 8][4] = {};
+    uint32_t left[OTHER / 16][4];
+    multiply_rows<D, OTHER>(s, k, 16 * warp(), q);  // S^T = K Q^T, without the scale
+    const bool masked = i0 < unmasked;
+#pragma unroll
+    for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int column = 8 * m + 2 * t + e % 2;
+        s[m][e] = exp2_approx(scale2 * s[m][e] - of[column].lse2);  // P^T = exp(S^T - lse)
+        if (masked && i0 + column < seen_from[e / 2]) s[m][e] = 0;
+      }
+    }
+    to_a<T>(left, s);
+    multiply<D, OTHER>(dv, left, dout);                 // dV += P^T dO
+    multiply_rows<D, OTHER>(dp, v, 16 * warp(), dout);  // dP^T = V dO^T
+#pragma unroll
+    for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) s[m][e] *= dp[m][e] - of[8 * m + 2 * t + e % 2].delta;  // dS = P * (dP - delta)
+    }
+    to_a<T>(left, s);
+    multiply<D, OTHER>(dk, left, q);  // dK += dS^T Q
+  }
+  store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D);
+  store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D);
+}
+
+template <int D, int OTHER, class T>
+static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
+  constexpr int TILES = (2 * OWN + 4 * OTHER) * D * sizeof(T), TERMS = 2 * OTHER * sizeof(QueryTerms);
+  const AttentionShape& shape = a.shape;
+  const Scratch<QueryTerms> terms(shape.B * shape.H * padded_queries(shape.Tq), stream);
+  if (!terms.data) return;
+  compute_query_terms(a, terms.data, stream);
+  const bool chunks = in_chunks(a.q) && in_chunks(a.k) && in_chunks(a.v) && in_chunks(a.dout);
+  auto dq = dq_tensor_cores<D, OTHER, T>;
+  auto dk_dv = dk_dv_tensor_cores<D, OTHER, T>;
+  cudaFuncSetAttribute(dq, cudaFuncAttributeMaxDynamicSharedMemorySize, TILES);
+  cudaFuncSetAttribute(dk_dv, cudaFuncAttributeMaxDynamicSharedMemorySize, TILES + TERMS);
+  const dim3 of_queries(shape.B * shape.H, (shape.Tq + OWN - 1) / OWN);
+  const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN);
+  dq<<<of_queries, THREADS, TILES, stream>>>(a, terms.data, chunks);
+  dk_dv<<<of_keys, THREADS, TILES + TERMS, stream>>>(a, terms.data, chunks);
+}
+
+extern "C" void attention_backward_tensor_cores(
+    int64_t dtype, const void* dout, int64_t dout_batch, int64_t dout_head, int64_t dout_row, const void* q,
+    int64_t q_batch, int64_t q_head, int64_t q_row, const void* k, int64_t k_batch, int64_t k_head, int64_t k_row,
+    const void* v, int64_t v_batch, int64_t v_head, int64_t v_row, const void* out, int64_t out_batch, int64_t out_head,
+    int64_t out_row, const float* lse, void* dq, int64_t dq_batch, int64_t dq_head, int64_t dq_row, void* dk,
+    int64_t dk_batch, int64_t dk_head, int64_t dk_row, void* dv, int64_t dv_batch, int64_t dv_head, int64_t dv_row,
+    int64_t B, int64_t H, int64_t Hkv, int64_t Tq, int64_t Tk, int64_t D, int64_t causal, float scale,
+    cudaStream_t stream) {
+  const AttentionGradients<void> a = {{B, H, Hkv, Tq, Tk, D, causal != 0, scale},
+                                      {dout, dout_batch, dout_head, dout_row},
+                                      {q, q_batch, q_head, q_row},
+                                      {k, k_batch, k_head, k_row},
+                                      {v, v_batch, v_head, v_row},
+                                      {out, out_batch, out_head, out_row},
+                                      lse,
+                                      {dq, dq_batch, dq_head, dq_row},
+                                      {dk, dk_batch, dk_head, dk_row},
+                                      {dv, dv_batch, dv_head, dv_row}};
+  by_16_bit_dtype(dtype, [&](auto number) {
+    using T = decltype(number);
+    if (D <= 64) {
+      launch<64, 64>(typed<T>(a), stream);
+    } else {
+      launch<128, 32>(typed<T>(a), stream);
+    }
+  });
+}

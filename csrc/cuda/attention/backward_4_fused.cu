@@ -1,0 +1,200 @@
+// All three gradients in one kernel, five products instead of seven: the price of determinism, seen from the other side.
+// The kernel is that of dk and dv from the rung before. It has dS of its 64 keys at hand, so it multiplies it with K at
+// once, and adds the result to dq. But a query's dq is a sum over all tiles of keys, each in another block: they add
+// with atomicAdd, in whatever order they come. Float addition is not associative, so dq differs in its last bits from
+// run to run; dk and dv, with one owner each, do not.
+//
+//               16 queries of a warp                dS^T lies in the registers of four warps, 16 keys in each,
+//             +--------------------+                and dS K sums over all 64: so it goes through shared memory,
+//    64 keys  | dS^T, from 4 warps |                transposed on the way out by ldmatrix, and costs one more
+//             +--------------------+                barrier a tile.
+//
+// FLOPs: 10 D a pair, where the rung before has 14 D. Bytes: what dk and dv read there, and 4 D bytes of additions in
+// the L2 cache for each query and each tile of 64 keys; then dq once more, to be scaled and rounded. Scratch memory:
+// B H Tq D floats. Shared memory: 40.5 KB for D up to 64, 72.5 KB up to 128. Registers (ptxas): 166; 246.
+// Not the default: every run should give the same.
+//
+// takes: bfloat16, float16; D up to 128; not deterministic; needs sm_80
+// measured: (none yet)
+#include "../scratch.cuh"
+#include "backward_mma.cuh"
+
+constexpr int DS_ROW = 64;  // numbers from one row of the tile of dS^T to the next
+
+// Writes dS^T of the warp's 16 keys, all OTHER queries of it, into the tile: two numbers at a time, which lie side by
+// side in both; the 32 lanes write to 32 different banks.
+template <int OTHER, class T>
+__device__ void to_tile(T* tile, const uint32_t (&ds)[OTHER / 16][4]) {
+#pragma unroll
+  for (int n = 0; n < OTHER / 8; n++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int row = 16 * warp() + lane() / 4 + 8 * half;
+      T* to = tile + row * DS_ROW + 8 * (n ^ row % 8) + lane() % 4 * 2;
+      *reinterpret_cast<uint32_t*>(to) = ds[n / 2][n % 2 * 2 + half];
+    }
+  }
+}
+
+// dQ += dS K for OTHER queries and the block's 64 keys: a warp adds 16 queries' sums, or, where there are fewer than
+// 64 queries, a part of their columns.
+template <int D, int OTHER, class T>
+__device__ void add_to_dq(float* dq, const T* ds, const T* k) {
+  constexpr int ROW_TILES = OTHER / 16, COLUMNS = D * ROW_TILES / WARPS;
+  const int row = 16 * (warp() % ROW_TILES), column = COLUMNS * (warp() / ROW_TILES);
+  float sum[COLUMNS / 8][4] = {};
+#pragma unroll 1
+  for (int j = 0; j < OWN; j += 16) {
+    uint32_t dsj[4], kj[4];
+    ldmatrix_x4_trans(dsj, across<DS_ROW>(ds, j, row / 8));
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 16; n++) {
+      ldmatrix_x4_trans(kj, along<D>(k, j, column / 8 + 2 * n));
+      multiply_pair<T>(sum[2 * n], sum[2 * n + 1], dsj, kj);
+    }
+  }
+  dq += (row + lane() / 4) * D + column + lane() % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < COLUMNS / 8; n++) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) atomicAdd(dq + e / 2 * 8 * D + 8 * n + e % 2, sum[n][e]);
+  }
+}
+
+// grid (B Hkv, tiles of keys). dq_sum is (B, H, padded queries, D) floats, 0 at first.
+template <int D, int OTHER, class T>
+__global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(AttentionGradients<T> a,
+                                                                          const QueryTerms* terms, float* dq_sum,
+                                                                          bool chunks) {
+  constexpr int STAGE = 2 * OTHER * D + OTHER * sizeof(QueryTerms) / sizeof(T);  // q, dout, terms
+  extern __shared__ uint4 shared[];
+  T* const k = reinterpret_cast<T*>(shared);  // OWN rows
+  T* const v = k + OWN * D;                   // OWN rows
+  T* const stages = v + OWN * D;              // twice OTHER rows of q, of dout, and of terms
+  T* const ds = stages + 2 * STAGE;           // dS^T: OWN rows of DS_ROW numbers, swizzled as all tiles are
+  const AttentionShape& shape = a.shape;
+  const int64_t b = blockIdx.x / shape.Hkv, hkv = blockIdx.x % shape.Hkv, j0 = int64_t(blockIdx.y) * OWN;
+  const int unmasked = shape.first_query(j0 + OWN - 1);  // queries from here on see every key of the tile
+  const int first = shape.first_query(j0) / OTHER, tiles_a_head = (shape.Tq + OTHER - 1) / OTHER - first;
+  const int tiles = tiles_a_head * shape.group(), g = 16 * warp() + lane() / 4, t = lane() % 4;
+  const int seen_from[2] = {int(shape.first_query(j0 + g)), int(shape.first_query(j0 + g + 8))};
+  const float scale2 = LOG2E * shape.scale;
+
+  auto load = [&](int n) {
+    T* q = stages + n % 2 * STAGE;
+    T* dout = q + OTHER * D;
+    const int64_t h = hkv * shape.group() + n / tiles_a_head;
+    const int i0 = (first + n % tiles_a_head) * OTHER;
+    load_tile<OTHER, D>(q, a.q, b, h, i0, shape.Tq, shape.D, chunks);
+    load_tile<OTHER, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, chunks);
+    if (threadIdx.x < OTHER / 2) {  // two queries' terms are 16 bytes
+      cp_async_16(dout + OTHER * D + 8 * threadIdx.x,
+                  terms + (b * shape.H + h) * padded_queries(shape.Tq) + i0 + 2 * threadIdx.x, 16);
+    }
+  };
+  load_tile<OWN, D>(k, a.k, b, hkv, j0, shape.Tk, shape.D, chunks);
+  load_tile<OWN, D>(v, a.v, b, hkv, j0, shape.Tk, shape.D, chunks);
+  load(0);
+  cp_async_commit();
+
+  float dk[D / 8][4] = {}, dv[D / 8][4] = {};
+  for (int n = 0; n < tiles; n++) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile is here, and everybody has done with the one before, and with its dS
+    if (n + 1 < tiles) {
+      load(n + 1);
+      cp_async_commit();
+    }
+    const T* q = stages + n % 2 * STAGE;
+    const T* dout = q + OTHER * D;
+    const QueryTerms* of = reinterpret_cast<const QueryTerms*>(dout + OTHER * D);
+    const int64_t h = hkv * shape.group() + n / tiles_a_head;
+    const int i0 = (first + n % tiles_a_head) * OTHER;
+
+    float s[OTHER / 8][4] = {}, dp[OTHER / 8][4] = {};
+    uint32_t left[OTHER / 16][4];
+    multiply_rows<D, OTHER>(s, k, 16 * warp(), q);  // S^T = K Q^T, without the scale
+    const bool masked = i0 < unmasked;
+#pragma unroll
+    for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        const int column = 8 * m + 2 * t + e % 2;
+        s[m][e] = exp2_approx(scale2 * s[m][e] - of[column].lse2);  // P^T = exp(S^T - lse)
+        if (masked && i0 + column < seen_from[e / 2]) s[m][e] = 0;
+      }
+    }
+    to_a<T>(left, s);
+    multiply<D, OTHER>(dv, left, dout);                 // dV += P^T dO
+    multiply_rows<D, OTHER>(dp, v, 16 * warp(), dout);  // dP^T = V dO^T
+#pragma unroll
+    for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) s[m][e] *= dp[m][e] - of[8 * m + 2 * t + e % 2].delta;  // dS = P * (dP - delta)
+    }
+    to_a<T>(left, s);
+    to_tile<OTHER>(ds, left);
+    multiply<D, OTHER>(dk, left, q);                                                               // dK += dS^T Q
+    __syncthreads();                                                                               // dS is here
+    add_to_dq<D, OTHER>(dq_sum + ((b * shape.H + h) * padded_queries(shape.Tq) + i0) * D, ds, k);  // dQ += dS K
+  }
+  store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D);
+  store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D);
+}
+
+// One warp a query. grid (B H, padded queries / 8), block (32, 8).
+template <int D, class T>
+__global__ void round_dq(AttentionGradients<T> a, const float* dq_sum) {
+  const int64_t b = blockIdx.x / a.shape.H, h = blockIdx.x % a.shape.H, i = int64_t(blockIdx.y) * 8 + threadIdx.y;
+  if (i >= a.shape.Tq) return;
+  T* dq = a.dq.row(b, h, i);
+  dq_sum += (blockIdx.x * padded_queries(a.shape.Tq) + i) * D;
+  for (int d = threadIdx.x; d < a.shape.D; d += 32) dq[d] = from_float<T>(a.shape.scale * dq_sum[d]);
+}
+
+template <int D, int OTHER, class T>
+static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
+  constexpr int SHARED = ((2 * OWN + 4 * OTHER) * D + OWN * DS_ROW) * sizeof(T) + 2 * OTHER * sizeof(QueryTerms);
+  const AttentionShape& shape = a.shape;
+  const int64_t heads = shape.B * shape.H, queries = padded_queries(shape.Tq);
+  const Scratch<QueryTerms> terms(heads * queries, stream);
+  const Scratch<float> dq_sum(heads * queries * D, stream);
+  if (!terms.data || !dq_sum.data) return;
+  cudaMemsetAsync(dq_sum.data, 0, heads * queries * D * sizeof(float), stream);
+  compute_query_terms(a, terms.data, stream);
+  const bool chunks = in_chunks(a.q) && in_chunks(a.k) && in_chunks(a.v) && in_chunks(a.dout);
+  auto kernel = all_gradients<D, OTHER, T>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
+  const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN), of_queries(heads, queries / 8), rows(32, 8);
+  kernel<<<of_keys, THREADS, SHARED, stream>>>(a, terms.data, dq_sum.data, chunks);
+  round_dq<D><<<of_queries, rows, 0, stream>>>(a, dq_sum.data);
+}
+
+extern "C" void attention_backward_fused(int64_t dtype, const void* dout, int64_t dout_batch, int64_t dout_head,
+                                         int64_t dout_row, const void* q, int64_t q_batch, int64_t q_head,
+                                         int64_t q_row, const void* k, int64_t k_batch, int64_t k_head, int64_t k_row,
+                                         const void* v, int64_t v_batch, int64_t v_head, int64_t v_row, const void* out,
+                                         int64_t out_batch, int64_t out_head, int64_t out_row, const float* lse,
+                                         void* dq, int64_t dq_batch, int64_t dq_head, int64_t dq_row, void* dk,
+                                         int64_t dk_batch, int64_t dk_head, int64_t dk_row, void* dv, int64_t dv_batch,
+                                         int64_t dv_head, int64_t dv_row, int64_t B, int64_t H, int64_t Hkv, int64_t Tq,
+                                         int64_t Tk, int64_t D, int64_t causal, float scale, cudaStream_t stream) {
+  const AttentionGradients<void> a = {{B, H, Hkv, Tq, Tk, D, causal != 0, scale},
+                                      {dout, dout_batch, dout_head, dout_row},
+                                      {q, q_batch, q_head, q_row},
+                                      {k, k_batch, k_head, k_row},
+                                      {v, v_batch, v_head, v_row},
+                                      {out, out_batch, out_head, out_row},
+                                      lse,
+                                      {dq, dq_batch, dq_head, dq_row},
+                                      {dk, dk_batch, dk_head, dk_row},
+                                      {dv, dv_batch, dv_head, dv_row}};
+  by_16_bit_dtype(dtype, [&](auto number) {
+    using T = decltype(number);
+    if (D <= 64) {
+      launch<64, 32>(typed<T>(a), stream);
+    } else {
+      launch<128, 32>(typed<T>(a), stream);
+    }
+  });
+}
