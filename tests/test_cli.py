@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import weights
+from training import weights
 
 from minigpt import cli
 from minigpt.commands.demo import steps_in

@@ -19,12 +19,13 @@ from ..model import GPT
 from ..text import CharTokenizer, TextDataset
 from ..train import Trainer, TrainingArguments
 from ..train.schedule import learning_rate
+from .timing import watched
 
-LEARNING_RATES, MIN_LR = (3e-3, 1e-3), 1e-4
+LEARNING_RATE, MIN_LR = 3e-3, 1e-4
 
 
 def rows(ops, torch, options):
-    """Yields a row for each learning rate: the seconds of each variant, and in its name their last losses."""
+    """Yields one row: the seconds of each variant, and in its name their last losses."""
     if options["setting"] == "best":  # the best setting of torch for a model of this size is torch.compile
         return
     steps = 4 if options["tiny"] else DEFAULTS["max_steps"]
@@ -32,29 +33,30 @@ def rows(ops, torch, options):
         tokenizer = CharTokenizer.train(file)
     config = ModelConfig.preset("char", vocab_size=tokenizer.vocab_size)
     train, held_out = TextDataset(tokenizer, options["data"], config.block_size + 1).split(0.1)
-    for rate in LEARNING_RATES:
-        settings = dict(DEFAULTS, max_steps=steps, learning_rate=rate, lr_scheduler_type="cosine_with_min_lr",
-                        lr_scheduler_kwargs={"min_lr": MIN_LR}, save_strategy="no", load_best_model_at_end=False,
-                        eval_steps=min(DEFAULTS["eval_steps"], steps))
-        runs = {"ours": _ours(ops, config, settings, train, held_out)}
-        if torch:
-            runs["torch"] = _torch(torch, config, settings, train, held_out)
-            if rate == LEARNING_RATES[0] and not options["tiny"]:
-                runs["compiled"] = _torch(torch, config, settings, train, held_out, compiled=True)
-        losses = ", ".join(f"{name} {loss:.3f}" for name, (_, loss) in runs.items())
-        yield {
-            "work": f"{steps} steps of nanoGPT's CPU setting, rate {rate:g}; validation loss: {losses}",
-            "peer": "nanoGPT in torch",
-            "flops": 3 * steps * DEFAULTS["per_device_train_batch_size"] * config.block_size
-            * config.flops_per_token(config.block_size),
-            "limit": "fma",
-            **{name: _once(seconds) for name, (seconds, _) in runs.items()},
-        }
+    settings = dict(DEFAULTS, max_steps=steps, learning_rate=LEARNING_RATE, lr_scheduler_type="cosine_with_min_lr",
+                    lr_scheduler_kwargs={"min_lr": MIN_LR}, save_strategy="no", load_best_model_at_end=False,
+                    eval_steps=min(DEFAULTS["eval_steps"], steps))
+    runs = {"ours": _watched(_ours, ops, config, settings, train, held_out)}
+    if torch:
+        runs["torch"] = _watched(_torch, torch, config, settings, train, held_out)
+        if not options["tiny"]:
+            runs["compiled"] = _watched(_torch, torch, config, settings, train, held_out, compiled=True)
+    losses = ", ".join(f"{name} {loss:.3f}" for name, (_, loss) in runs.items())
+    yield {
+        "work": f"{steps} steps of nanoGPT's CPU setting; validation loss: {losses}",
+        "peer": "nanoGPT in torch",
+        "flops": 3 * steps * DEFAULTS["per_device_train_batch_size"] * config.block_size
+        * config.flops_per_token(config.block_size),
+        "limit": "fma",
+        **{name: summary for name, (summary, _) in runs.items()},
+    }
 
 
-def _once(seconds):
-    """The summary of a run that was made once (see timing.summary)."""
-    return {"median": seconds, "q1": seconds, "q3": seconds, "calls": 1, "clean_blocks": 1, "noisy": False}
+def _watched(train, *args, **options):
+    """Trains -> (the summary of a run that was made once, the last validation loss); noisy if something else ran."""
+    (seconds, loss), clean = watched(lambda: train(*args, **options))
+    return {"median": seconds, "q1": seconds, "q3": seconds, "calls": 1, "clean_blocks": int(clean),
+            "noisy": not clean}, loss
 
 
 def _ours(ops, config, settings, train, held_out):

@@ -37,19 +37,28 @@ def _machine_cpu_seconds():
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
+def watched(call):
+    """Calls -> (what it returned, whether this process had the machine for itself meanwhile)."""
+    machine, own, start = _machine_cpu_seconds(), time.process_time(), time.perf_counter()
+    result = call()
+    if machine is None:
+        return result, True
+    others = (_machine_cpu_seconds() - machine) - (time.process_time() - own)
+    return result, others < 0.025 + 0.06 * (time.perf_counter() - start)
+
+
 def _timed_block(call, count):
     """Calls `call` count times -> the seconds of each call, and whether the block was clean."""
-    machine, own, seconds = _machine_cpu_seconds(), time.process_time(), []
-    start = last = time.perf_counter()
-    for _ in range(count):
-        call()
-        now = time.perf_counter()
-        seconds.append(now - last)
-        last = now
-    if machine is None:
-        return seconds, True
-    others = (_machine_cpu_seconds() - machine) - (time.process_time() - own)
-    return seconds, others < 0.025 + 0.06 * (last - start)
+    def block():
+        seconds, last = [], time.perf_counter()
+        for _ in range(count):
+            call()
+            now = time.perf_counter()
+            seconds.append(now - last)
+            last = now
+        return seconds
+
+    return watched(block)
 
 
 def summary(seconds, clean_blocks=MIN_BLOCKS):

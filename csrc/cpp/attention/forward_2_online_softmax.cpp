@@ -2,7 +2,7 @@
 // largest score so far m, the sum l of exp(s_j - m) and the unnormalised output o; a score above m makes everything
 // added before too large by exp(m - s), so l and o are scaled down by that and m moves up. Same FLOPs and same reads
 // as before, no scratch memory: this is what makes attention in O(T) memory possible.
-// measured: 12 GFLOP/s, 5% of peak, attention forward, causal (4, 12, 1024, 64)
+// measured: 12.1 GFLOP/s, 5% of peak, attention forward, causal (4, 12, 1024, 64)
 // measured: on AMD EPYC (family 25 model 17, avx512), 2 threads, 2026-11
 #include <cmath>
 #include <limits>

@@ -2,8 +2,8 @@
 //
 // Forward rows are independent. Backward rows all add to dweight and dbias, so each chunk of rows has sums of its own
 // (row_sums.h), which also makes the sums shorter and the rounding less. The bytes and FLOPs are rung 2's.
-// measured: 29.3 GB/s, 64% of the memory's limit, layernorm forward (8192, 1600)
-// measured: 26.5 GB/s, 58% of the memory's limit, layernorm backward (8192, 1600)
+// measured: 28.1 GB/s, 50% of the memory's limit, layernorm forward (8192, 1600)
+// measured: 21.6 GB/s, 39% of the memory's limit, layernorm backward (8192, 1600)
 // measured: on AMD EPYC (family 25 model 17, avx512), 2 threads, 2026-11
 #include "layernorm.h"
 #include "row.h"

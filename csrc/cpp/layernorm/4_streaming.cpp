@@ -4,8 +4,8 @@
 // memory traffic (forward 8 bytes a number instead of 12, backward 12 instead of 16) and leaves the cache to the
 // inputs. For outputs that fit into the cache it would be a loss, since whoever reads them next would have to go to
 // memory: they take rung 3.
-// measured: 32.2 GB/s, 71% of the memory's limit, layernorm forward (8192, 1600)
-// measured: 34.7 GB/s, 76% of the memory's limit, layernorm backward (8192, 1600)
+// measured: 36.6 GB/s, 65% of the memory's limit, layernorm forward (8192, 1600)
+// measured: 30 GB/s, 54% of the memory's limit, layernorm backward (8192, 1600)
 // measured: on AMD EPYC (family 25 model 17, avx512), 2 threads, 2026-11
 #include "../parallel.h"
 #include "layernorm.h"

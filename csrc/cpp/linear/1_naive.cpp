@@ -4,7 +4,7 @@
 // units stand idle. A row of A and a column of B are read again for every output, 8
 // bytes for 2 FLOPs. The sum is double, as one long chain of float additions would round too much.
 // measured: 4.9 GFLOP/s, 2% of peak, linear forward 1024 x 768 x 768
-// measured: 3.46 GFLOP/s, 2% of peak, linear backward 1024 x 768 x 768
+// measured: 3.4 GFLOP/s, 2% of peak, linear backward 1024 x 768 x 768
 // measured: on AMD EPYC (family 25 model 17, avx512), 2 threads, 2026-11
 #include "linear.h"
 #include "parallel.h"

@@ -4,8 +4,8 @@
 // For each element of A, a row of the panel comes as whole vectors, all in memory order: 4 bytes from the cache for 2
 // FLOPs. But a row of outputs is only TILE_VECTORS sums side by side: each addition waits 4 cycles for the one before,
 // and that sets the pace.
-// measured: 101 GFLOP/s, 46% of peak, linear forward 1024 x 768 x 768
-// measured: 92.6 GFLOP/s, 42% of peak, linear backward 1024 x 768 x 768
+// measured: 104 GFLOP/s, 47% of peak, linear forward 1024 x 768 x 768
+// measured: 88.5 GFLOP/s, 39% of peak, linear backward 1024 x 768 x 768
 // measured: on AMD EPYC (family 25 model 17, avx512), 2 threads, 2026-11
 #include "panel.h"
 

@@ -3,8 +3,8 @@
 // New: TILE_ROWS rows of A at a time. A row of the panel, once loaded, serves them all, so that a step of k loads
 // TILE_VECTORS vectors and TILE_ROWS numbers for TILE_ROWS * TILE_VECTORS vector products: the FMA units set the pace,
 // as long as the rest comes in time. A is still read with strides, one cache line for each of its rows.
-// measured: 197 GFLOP/s, 89% of peak, linear forward 1024 x 768 x 768
-// measured: 208 GFLOP/s, 94% of peak, linear backward 1024 x 768 x 768
+// measured: 203 GFLOP/s, 90% of peak, linear forward 1024 x 768 x 768
+// measured: 198 GFLOP/s, 88% of peak, linear backward 1024 x 768 x 768
 // measured: on AMD EPYC (family 25 model 17, avx512), 2 threads, 2026-11
 #include "panel.h"
 

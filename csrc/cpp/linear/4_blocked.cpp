@@ -7,8 +7,8 @@
 // Each element of A and B is packed once for every SLAB columns or rows of a part, 8 bytes for 2 SLAB FLOPs, and C is
 // read and written once for every DEPTH: the FMA units set the pace. Where all of A and B fits in the caches anyway, as
 // in the shape measured below, that gains little over the rung before; with the head of GPT-2 it gains most.
-// measured: 204 GFLOP/s, 93% of peak, linear forward 1024 x 768 x 768
-// measured: 206 GFLOP/s, 93% of peak, linear backward 1024 x 768 x 768
+// measured: 208 GFLOP/s, 93% of peak, linear forward 1024 x 768 x 768
+// measured: 196 GFLOP/s, 87% of peak, linear backward 1024 x 768 x 768
 // measured: on AMD EPYC (family 25 model 17, avx512), 2 threads, 2026-11
 #include "panel.h"
 #include "parallel.h"
