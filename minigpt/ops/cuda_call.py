@@ -103,7 +103,7 @@ class Call:
 
     def _view(self, x):
         if isinstance(x, (tuple, list)):
-            return tuple(self._view(y) for y in x)
+            return type(x)(self._view(y) for y in x)
         x = view(x)
         if not isinstance(x, np.ndarray):
             return x

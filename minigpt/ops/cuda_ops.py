@@ -201,9 +201,11 @@ def _vendor_backward(torch, dy, x, weight, dx, dweight, dbias, accumulate):
     dy_rows, x_rows = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     if dx is not None:
         torch.matmul(dy, weight, out=dx)
-    dweight.addmm_(dy_rows.T, x_rows, beta=int(accumulate))
-    if dbias is not None:
-        torch.add(dbias if accumulate else 0, dy_rows.sum(0), out=dbias)
+    dweight.addmm_(dy_rows.T, x_rows, beta=int(accumulate))                 # beta = 0: what was there, NaN too, is gone
+    if dbias is not None and accumulate:
+        dbias.add_(dy_rows.sum(0))
+    elif dbias is not None:
+        torch.sum(dy_rows, 0, out=dbias)
 
 
 def linear_gelu_forward(x, weight, bias=None, *, out=None):

@@ -1,0 +1,88 @@
+"""What minigpt/ops/cuda_ops.py does beyond the mirror, emulated: master weights, the way to the vendor's library."""
+
+import numpy as np
+import pytest
+
+from minigpt import ops
+from minigpt.ops import budget16, numpy_ops
+from minigpt.ops.bfloat16 import to_float32
+
+reason = ops.why_not("emulated")
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
+def weights(rng, n):
+    return [rng.normal(size=n).astype(np.float32) for _ in range(3)] + [rng.random(n).astype(np.float32)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_master_weights_move_where_the_parameters_could_not(dtype):
+    """A hundred steps, each of which is below half of the last digit of parameters in 16 bits."""
+    rng = np.random.default_rng(0)
+    master, grad, m, v = weights(rng, 1003)
+    grad = budget16.rounded(grad, dtype)
+    expected = [x.astype(np.float64) for x in (master, m, v)]
+    param = budget16.to_stored(master, dtype)
+    before = param.copy()
+    for step in range(1, 101):
+        settings = dict(step=step, lr=1e-6, weight_decay=0.1, grad_scale=0.5)
+        ops.load("emulated").adamw(param, budget16.to_stored(grad, dtype), m, v, master=master, **settings)
+        numpy_ops.adamw(expected[0], grad.astype(np.float64), *expected[1:], **settings)
+    for got, exact in zip((master, m, v), expected, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=2e-5, atol=1e-9)
+    assert (param == budget16.to_stored(master, dtype)).all()
+    assert not (param == before).all()
+
+
+def test_master_weights_in_numpy():
+    rng = np.random.default_rng(1)
+    master, grad, m, v = weights(rng, 50)
+    alone = [x.copy() for x in (master, m, v)]
+    param = np.empty(50, np.float16)
+    numpy_ops.adamw(alone[0], grad.astype(np.float16).astype(np.float32), *alone[1:], step=3, lr=0.01)
+    numpy_ops.adamw(param, grad.astype(np.float16), m, v, step=3, lr=0.01, master=master)
+    assert all((a == b).all() for a, b in zip((master, m, v), alone, strict=True))
+    assert (param == master.astype(np.float16)).all()
+
+
+@pytest.mark.parametrize("backend", ["numpy", "emulated"])
+def test_refuses_master_weights_that_do_not_fit(backend):
+    adamw = ops.load(backend).adamw
+    rng = np.random.default_rng(2)
+    master, grad, m, v = weights(rng, 8)
+    param, grad = master.astype(np.float16), grad.astype(np.float16)
+    with pytest.raises(TypeError, match="adamw: master is float16, but m is float32"):
+        adamw(param, grad, m, v, 1, 0.1, master=param)
+    with pytest.raises(ValueError, match="adamw: m has shape"):
+        adamw(param[:7], grad[:7], m, v, 1, 0.1, master=master)
+    with pytest.raises(TypeError, match="adamw: m is float32, but param is float16"):
+        adamw(param, grad, m, v, 1, 0.1)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_the_vendors_library_is_called_as_the_kernels_are(accumulate):
+    """On a GPU torch's tensors take this way; here it is tried on the CPU."""
+    torch = pytest.importorskip("torch")
+    emulated = ops.load("emulated")
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias, dy = (torch.randn(*shape, generator=generator) for shape in ((2, 5, 7), (3, 7), (3,), (2, 5, 3)))
+    exact = x.double() @ weight.double().T + bias.double()
+    for out in (None, torch.full((2, 5, 3), torch.nan)):
+        y = emulated._vendor_forward(torch, x, weight, bias, out)
+        assert out is None or y is out
+        torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+
+    before = torch.ones if accumulate else lambda *shape: torch.full(shape, torch.nan)
+    grads = torch.full((2, 5, 7), torch.nan), before(3, 7), before(3)
+    arguments = [a.numpy() for a in (dy, x, weight)]
+    expected = numpy_ops.linear_backward(*arguments, grads=tuple(g.numpy().copy() for g in grads),
+                                         accumulate=accumulate)
+    emulated._vendor_backward(torch, dy, x, weight, *grads, accumulate)
+    for got, e in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(got, e, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_of_numpy_goes_through():
+    x = np.float32([[1.0, 2.5, -3.0]])
+    y = ops.load("emulated").gelu_forward(budget16.to_stored(x, "bfloat16"))
+    np.testing.assert_allclose(to_float32(y), numpy_ops.gelu_forward(x), rtol=2.0**-8)
