@@ -1,7 +1,8 @@
 """The heart of the project: every backend computes what numpy_ops.py says.
 
 Every op, every rung of its ladder, every backend, and of the C++ one every instruction set that this CPU runs, on the
-arguments of minigpt/ops/cases.py, within the error budgets of minigpt/ops/budget.py. NumPy's own gradients are held
+arguments of minigpt/ops/cases.py, within the error budgets of minigpt/ops/budget.py; the CUDA kernels on a GPU, where
+there is one, and emulated, in float32 and in 16 bits. NumPy's own gradients are held
 against finite differences at the end of the file, and against torch in test_judges.py.
 """
 
@@ -18,14 +19,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minigpt.ops import budget, numpy_ops
+from minigpt.ops import available, budget, budget16, load, numpy_ops
 from minigpt.ops import cases as all_cases
 from minigpt.ops import check as check_module
+from minigpt.ops.bfloat16 import BFLOAT16
 
 
 def _implementations():
-    """{name: module}: NumPy, and the C++ backend once per instruction set."""
-    found = {"numpy": numpy_ops}
+    """{name: module}: NumPy, CUDA where it loads, and the C++ backend once per instruction set."""
+    found = {"numpy": numpy_ops, **{name: load(name) for name in ("cuda", "emulated") if available()[name] is None}}
     try:
         from minigpt import _cpp_base
     except ImportError:
@@ -44,10 +46,20 @@ def _implementations():
 
 IMPLEMENTATIONS = _implementations()
 OPS = tuple(budget.OUTPUTS)
-RUNGS = [pytest.param(ops, op, {} if kernel is None else {"kernel": kernel},
-                     id="-".join(filter(None, (op, kernel, name))))
-         for op in OPS for name, ops in IMPLEMENTATIONS.items() if hasattr(ops, op)
-         for kernel in ops.kernels.get(op, (None,))]
+
+
+def _rungs(dtype, *more):
+    return [pytest.param(ops, op, {} if kernel is None else {"kernel": kernel}, *more,
+                         id="-".join(filter(None, (op, kernel, name, *more))))
+            for op in OPS for name, ops in IMPLEMENTATIONS.items() if hasattr(ops, op)
+            for kernel in ops.kernels.get(op, (None,)) if _takes(ops, op, kernel, dtype)]
+
+
+def _takes(ops, op, kernel, dtype):
+    return ops.takes(op, kernel, dtype) if hasattr(ops, "takes") else dtype == "float32"
+
+
+RUNGS = _rungs("float32")
 every_rung = pytest.mark.parametrize("ops, op, kernel", RUNGS)
 
 
@@ -66,6 +78,17 @@ ACCUMULATING = tuple(op for op in OPS if "accumulate" in inspect.signature(getat
 def cases(op, change=np.asarray):
     """[(case, its budget)]. `change` gives the arrays another layout, in which NumPy adds up in another order."""
     return [(case, budget.budget(op, budget.convert(case.arguments, change))) for case in all_cases.cases(op)]
+
+
+def enough_cases(ops, op, change=np.asarray):
+    """All of them; but only small ones for the emulator, which is a hundred times slower and has them all in
+    test_results_within_budget."""
+    few = ops.name == "emulated"
+    return [(case, expected) for case, expected in cases(op, change) if not few or _numbers(case) < 10_000]
+
+
+def _numbers(case):
+    return sum(x.size for x in case.arguments.values() if isinstance(x, np.ndarray))
 
 
 def check(op, case, expected, results):
@@ -89,7 +112,7 @@ def nan_array(shape, dtype):
 
 def same_bits(a, b):
     """None is None, and arrays are equal bit for bit (but one NaN is as good as another)."""
-    return a is b or np.array_equal(a, b, equal_nan=True)
+    return a is b or a.dtype == BFLOAT16 and np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True)
 
 
 class Fenced:
@@ -161,6 +184,19 @@ def test_results_within_budget(ops, op, kernel):
             assert result is array, f"{case}: did not return the array that was given"
 
 
+RUNGS16 = [rung for dtype in ("bfloat16", "float16") for rung in _rungs(dtype, dtype)]
+
+
+@pytest.mark.parametrize("ops, op, kernel, dtype", RUNGS16)
+def test_16_bit_results_within_budget(ops, op, kernel, dtype):
+    """And twice the same bits."""
+    for case in budget16.cases(op, dtype):
+        arguments = budget16.stored(case.arguments, dtype)
+        results = budget.run(ops, op, arguments, **kernel)
+        check(op, case, budget16.budget(op, case.arguments, dtype), results)
+        assert all(map(same_bits, results, budget.run(ops, op, arguments, **kernel))), f"{case}: not the same twice"
+
+
 @pytest.mark.parametrize("op", [op for op in OPS if op not in ("gelu_forward", "gelu_backward")])
 def test_plain_numpy_is_accurate(op):
     """The yardstick of the others must be good itself: it stays within a few times of what rounding the inputs does.
@@ -174,7 +210,7 @@ def test_plain_numpy_is_accurate(op):
 def test_same_results_in_new_arrays(ops, op, kernel):
     if BUFFERS[op] is None:
         pytest.skip("works in place")
-    for case, expected in cases(op):
+    for case, expected in enough_cases(ops, op):
         here = budget.run(ops, op, case.arguments, **kernel)
         option = buffers(op, expected, nan_array)
         getattr(ops, op)(**case.arguments, **option, **kernel)
@@ -185,7 +221,7 @@ def test_same_results_in_new_arrays(ops, op, kernel):
 
 @every_rung
 def test_inputs_are_left_alone(ops, op, kernel):
-    for case, _ in cases(op):
+    for case, _ in enough_cases(ops, op):
         arguments = budget.convert(case.arguments, np.copy)
         getattr(ops, op)(**arguments, **kernel)
         for name, x in arguments.items():
@@ -199,10 +235,10 @@ def test_any_number_of_threads_gives_the_same_bits(ops, op, kernel):
     set_num_threads = getattr(ops, "set_num_threads", lambda n: None)            # NumPy has its BLAS' own threads
     before = ops.num_threads() if hasattr(ops, "num_threads") else None
     try:
-        for case, _ in cases(op):
+        for case, _ in enough_cases(ops, op):
             set_num_threads(1)
             first = budget.run(ops, op, case.arguments, **kernel)
-            for n in (1, 2, 3):
+            for n in (1, 2, 3) if before else (1,):
                 set_num_threads(n)
                 again = budget.run(ops, op, case.arguments, **kernel)
                 assert all(map(same_bits, first, again)), f"{case}: not the same with {n} threads"
@@ -214,7 +250,7 @@ def test_any_number_of_threads_gives_the_same_bits(ops, op, kernel):
 def test_any_strides(ops, op, kernel):
     """Transposed, every second element of larger arrays, and at odd addresses; the results too."""
     for change in (_transposed, _sparse, _unaligned):
-        for case, expected in cases(op, change):
+        for case, expected in enough_cases(ops, op, change):
             arguments = budget.convert(case.arguments, change)
             option = {} if BUFFERS[op] is None else buffers(
                 op, expected, lambda shape, dtype, change=change: change(nan_array(shape, dtype)))
@@ -266,7 +302,7 @@ def test_heads_are_views_of_the_packed_projection(ops, op, kernel):
 @rungs_of(*ACCUMULATING)
 def test_accumulate_adds_to_parameters_only(ops, op, kernel):
     rng = np.random.default_rng(2)
-    for case, expected in cases(op):
+    for case, expected in enough_cases(ops, op):
         grads = tuple(None if e is None else nan_array(e.expected.shape, e.dtype) if e.output == "dx"
                       else all_cases.numbers(rng, *e.expected.shape) for e in expected)
         arguments = dict(case.arguments, grads=grads, accumulate=True)
@@ -275,7 +311,7 @@ def test_accumulate_adds_to_parameters_only(ops, op, kernel):
 
 @rungs_of("linear_backward", "layernorm_backward", "residual_layernorm_backward")
 def test_gradients_that_are_not_asked_for(ops, op, kernel):
-    for case, expected in cases(op):
+    for case, expected in enough_cases(ops, op):
         for missing in ((0,), (2,), (0, 2)) if op == "linear_backward" else ((2,),):
             grads = tuple(None if i in missing else nan_array(e.expected.shape, e.dtype)
                           for i, e in enumerate(expected))
@@ -293,7 +329,7 @@ def test_in_place(ops, op, kernel):
     """Where the specification says that a result may be written over an argument."""
     over = {"gelu_forward": "x", "gelu_backward": "dy", "rope_forward": "x", "rope_backward": "dy",
             "residual_layernorm_backward": "dh", "cross_entropy_backward": "logits"}[op]
-    for case, expected in cases(op):
+    for case, expected in enough_cases(ops, op):
         separate = budget.run(ops, op, case.arguments, **kernel)
         arguments = budget.convert(case.arguments, np.copy)
         arrays = [arguments[over], *(nan_array(e.expected.shape, e.dtype) for e in expected[1:])]
@@ -307,11 +343,11 @@ def test_in_place(ops, op, kernel):
           "rmsnorm_forward", "rmsnorm_backward", "gelu_forward", "gelu_backward", "cross_entropy_backward")
 def test_streamed_results_within_budget(ops, op, kernel):
     """Outputs that go past the caches, as only large ones do otherwise, at odd addresses."""
-    if ops is numpy_ops:
-        pytest.skip("NumPy does not stream")
+    if not ops.name == "cpp":
+        pytest.skip("only the C++ kernels stream")
     before = ops._C.set_streaming_threshold(0)
     try:
-        for case, expected in cases(op):
+        for case, expected in enough_cases(ops, op):
             fenced = Fenced()
             streamed = getattr(ops, op)(**case.arguments, **buffers(op, expected, fenced), **kernel)
             check(op, case, expected, streamed if isinstance(streamed, tuple) else (streamed,))
@@ -530,8 +566,7 @@ def test_refuses_bad_values(op, changes, kind, words):
     assert refused(op, dict(_small(op), **changes), *words) is kind
 
 
-@pytest.mark.parametrize("ops", [ops for name, ops in IMPLEMENTATIONS.items() if name != "numpy"],
-                         ids=[name for name in IMPLEMENTATIONS if name != "numpy"])
+@pytest.mark.parametrize("ops", [ops for ops in IMPLEMENTATIONS.values() if ops.name == "cpp"])
 def test_cpp_takes_float32_only(ops):
     for op in OPS:
         kind, text = _error(ops, op, budget.convert(_small(op), lambda x: x.astype(np.float64)))
@@ -555,6 +590,8 @@ def everywhere(op, arguments):
     sizes = {name: x.shape if isinstance(x, np.ndarray) else x for name, x in arguments.items()}
     for name, ops in IMPLEMENTATIONS.items():
         for kernel in ops.kernels.get(op, (None,)):
+            if not _takes(ops, op, kernel, "float32"):
+                continue
             option = {} if kernel is None else {"kernel": kernel}
             check(op, f"{name} {kernel} {sizes}", expected, budget.run(ops, op, arguments, **option))
 

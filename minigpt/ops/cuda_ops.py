@@ -31,6 +31,11 @@ _rungs = {op: [rung for rung in rungs if rung.runs_on(_machine.capability)] for 
 kernels = {op: tuple(rung.name for rung in _rungs.get(op, ())) for op in numpy_ops.kernels}
 
 
+def takes(op, kernel=None, dtype="float32", D=1):
+    """Whether op, or that rung of it, takes arrays of this dtype (and heads of this size)."""
+    return any(rung.takes(dtype, D) for rung in _rungs.get(op, ()) if kernel in (None, rung.name))
+
+
 def _rung(op, x, kernel=None, D=1):
     return choose(op, _rungs[op], kernel, dtype_name(x.dtype), D)
 

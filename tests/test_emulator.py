@@ -1,0 +1,256 @@
+"""The emulator as a student meets it: their file is compiled, called and explained, and their mistakes are named."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt import emulator
+from minigpt.emulator import build, demo, launchers
+from minigpt.emulator.rewrite import SyntaxProblem, rewrite
+from minigpt.ops import available
+
+ROOT = Path(__file__).parent.parent
+needs_emulator = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
+
+ADD = """#include <cuda_runtime.h>
+__global__ void add_kernel(const float* a, const float* b, float* c, int n) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) c[i] = a[i] + b[i];
+}
+
+extern "C" void add(const float* a, const float* b, float* c, int n, cudaStream_t stream) {
+  add_kernel<<<(n + 63) / 64, 64, 0, stream>>>(a, b, c, n);
+}
+"""
+
+
+def line_of(text, words):
+    """The number of the line with these words in it."""
+    return next(i for i, line in enumerate(text.splitlines(), 1) if words in line)
+
+
+@pytest.fixture
+def cu(tmp_path):
+    """Writes a file and returns its path."""
+    def write(text, name="kernel.cu"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+    return write
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the text
+
+
+def rewritten(text):
+    first, rest = rewrite(text, "k.cu").split("\n", 1)
+    assert first == '#line 1 "k.cu"' and rest.count("\n") == text.count("\n")
+    return rest
+
+
+def test_a_launch_becomes_a_call():
+    assert rewritten("f(); k<<<grid, 64, 0, stream>>>(a, b);") == (
+        'f(); ::emulator::launch("k", [=](auto... argument) { k(argument...); }, grid, 64, 0, stream)(a, b);')
+
+
+@pytest.mark.parametrize("kernel", ["k", "space::k", "k<float>", "k<T, 2 * (N + 1)>", "k<Pair<Pair<int>>>", "k <T>"])
+def test_any_kernel_name(kernel):
+    assert f"{{ {kernel}(argument...); }}, 1, (f(x, y)))(z);" in rewritten(f"if (n) {kernel}<<<1, (f(x, y))>>>(z);")
+
+
+def test_a_launch_over_several_lines_keeps_them():
+    text = "  k<T,\n    N><<<grid,\n  dim3(32, 8)>>>(a,\n b);\nnext();"
+    assert rewritten(text).splitlines()[-1] == "next();"
+    assert rewritten(text.replace("\n    N>", "N>\n    ")).splitlines()[-1] == "next();"
+
+
+def test_comments_and_strings_are_left_alone():
+    text = '// k<<<1, 2>>>(x)\n/* k<<<1,\n2>>>(x) extern __shared__ float s[]; */ f("k<<<1, 2>>>(x)", \'"\');'
+    assert rewritten(text) == text
+
+
+@pytest.mark.parametrize("text, kind", [
+    ("extern __shared__ float tile[];", "float"),
+    ("extern __shared__ __align__(16) unsigned char tile [ ] ;", "unsigned char"),
+    ("__align__(16) extern __shared__ float4 tile[];", "float4"),
+    ("extern __shared__ alignas(sizeof(T)) T tile[];", "T"),
+])
+def test_dynamic_shared_memory_becomes_a_pointer(text, kind):
+    assert f"static {kind}* const tile = static_cast<{kind}*>(::emulator::dynamic_shared());" in rewritten(text)
+
+
+def test_static_shared_memory_is_left_alone():
+    assert rewritten("__shared__ float tile[32];") == "__shared__ float tile[32];"
+
+
+@pytest.mark.parametrize("text", ["\n <<<1, 2>>>(x);", "\nk<<<1, 2>(x);"])
+def test_a_launch_that_cannot_be_read_is_named(text):
+    with pytest.raises(SyntaxProblem, match=r"k\.cu:2: "):
+        rewrite(text, "k.cu")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the launchers
+
+
+def test_signatures_are_read_from_the_source():
+    text = ('// extern "C" void no(int x) {\n'
+            'extern "C" void f(const float* __restrict__ x, uint16_t *y,\n  unsigned int n) {}')
+    f, = launchers.signatures(text, "k.cu").values()
+    assert (f.name, f.line, str(f)) == ("f", 2, "f(x, y, n)")
+    assert [(p.name, p.kind, p.pointer, p.const) for p in f.parameters] == [
+        ("x", "float", True, True), ("y", "uint16_t", True, False), ("n", "unsigned int", False, False)]
+
+
+@pytest.mark.parametrize("parameter", ["std::string s", "float** x", "float& x", "Shape shape"])
+def test_parameters_that_python_cannot_give_are_refused(parameter):
+    with pytest.raises(TypeError, match=r"k\.cu:1: f: the parameter `"):
+        launchers.signatures(f'extern "C" void f({parameter}) {{}}', "k.cu")
+
+
+@needs_emulator
+def test_a_kernel_runs(cu):
+    a, b, c = np.arange(100, dtype=np.float32), np.ones(100, np.float32), np.full(100, np.nan, np.float32)
+    for checked in (True, False):
+        kernels = emulator.compile(cu(ADD), checked=checked)
+        kernels.add(a, b, c, 100)
+        assert (c == a + 1).all()
+    assert "add" in dir(kernels)
+
+
+@needs_emulator
+@pytest.mark.parametrize("change, kind, words", [
+    (dict(a=[1.0]), TypeError, "add: a is list, must be an array"),
+    (dict(a=np.ones(8)), TypeError, "add: a holds float64, must hold float32"),
+    (dict(b=np.ones(16, np.float32)[::2]), ValueError, "add: b is not contiguous"),
+    (dict(c=np.broadcast_to(np.float32(0), 8)), ValueError, "add: c is not contiguous"),
+    (dict(c=np.frombuffer(bytes(32), np.float32)), ValueError, "add: c is read-only"),
+    (dict(n=8.0), TypeError, "add: n is 8.0, must be int"),
+    (dict(n=2**40), ValueError, "add: n is 1099511627776, which does not fit int"),
+    (dict(n=None), TypeError, "add: n is None, must be int"),
+])
+def test_bad_arguments_are_refused(cu, change, kind, words):
+    good = dict(a=np.ones(8, np.float32), b=np.ones(8, np.float32), c=np.ones(8, np.float32), n=8)
+    with pytest.raises(kind) as caught:
+        emulator.compile(cu(ADD)).add(*(good | change).values())
+    assert words in str(caught.value)
+
+
+@needs_emulator
+def test_wrong_names_and_counts_are_refused(cu):
+    kernels = emulator.compile(cu(ADD))
+    with pytest.raises(AttributeError, match=r"add\(a, b, c, n\)"):
+        kernels.sub(7)
+    with pytest.raises(TypeError, match=r"add\(a, b, c, n\) takes 4 arguments, not 1"):
+        kernels.add(7)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# compiling
+
+
+@needs_emulator
+def test_compile_errors_name_the_lines_of_the_file(cu):
+    text = ADD.replace("c[i] = a[i] + b[i]", "c[i] = a[i] + missing[i]")
+    with pytest.raises(emulator.CompileError) as caught:
+        emulator.compile(cu(text))
+    assert isinstance(caught.value, ValueError)
+    assert f"kernel.cu:{line_of(text, 'missing')}:" in str(caught.value) and "missing" in str(caught.value)
+
+
+@needs_emulator
+def test_errors_in_headers_name_the_header(cu):
+    cu("#pragma once\nint broken(", "other.cuh")
+    with pytest.raises(emulator.CompileError, match=r"other\.cuh:2:"):
+        emulator.compile(cu('#include "other.cuh"\n' + ADD))
+
+
+@needs_emulator
+def test_launches_and_shared_memory_in_headers(cu):
+    cu("""#pragma once
+template <class T>
+__global__ void reverse(T* x) {
+  extern __shared__ T tile[];
+  tile[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  x[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
+}
+inline void launch_reverse(float* x, int n) { reverse<float><<<1, n, n * sizeof(float)>>>(x); }
+""", "reverse.cuh")
+    path = cu('#include "reverse.cuh"\nextern "C" void run(float* x, int n) { launch_reverse(x, n); }')
+    kernels = emulator.compile(path)
+    x = np.arange(70, dtype=np.float32)
+    kernels.run(x, 70)
+    assert (x == np.arange(70)[::-1]).all()
+
+
+@needs_emulator
+def test_what_was_compiled_is_kept_until_something_changes(cu, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiled = []
+    real = build._compile
+    monkeypatch.setattr(build, "_compile", lambda *arguments: compiled.append(arguments) or real(*arguments))
+    cu("#define ONE 1\n", "one.cuh")
+    path = cu('#include "one.cuh"\n' + ADD)
+    first = build.build(path, True)
+    assert compiled
+    compiled.clear()
+    assert build.build(path, True) == first and not compiled
+    cu("#define ONE 2\n", "one.cuh")
+    assert build.build(path, True) != first and compiled
+    assert build.build(path, False) not in (first, build.build(path, True))
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(FileNotFoundError):
+        emulator.compile("no_such_file.cu")
+
+
+def test_without_a_compiler_the_reason_is_said():
+    program = "import minigpt; print(minigpt.ops.available()['emulated'])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={"PATH": ""}, capture_output=True, text=True,
+                          check=True)
+    assert done.stdout == "the emulator needs a C++ compiler (g++ or clang++), none was found\n"
+
+
+def test_installed_without_a_checkout(tmp_path):
+    """The package as pip puts it elsewhere: the sources of kernels and emulator are in it, and kernels run."""
+    subprocess.run([sys.executable, "setup.py", "-q", "build", "-b", tmp_path / "b", "build_py", "-d", tmp_path / "lib"],
+                   cwd=ROOT, check=True, capture_output=True)
+    program = ("import numpy as np, minigpt; print(minigpt.__file__); x = np.ones((2, 40), np.float32);"
+               "print(minigpt.ops.load('emulated').gelu_forward(x)[0, 0])")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path / "lib")})
+    place, number = done.stdout.split()
+    assert place.startswith(str(tmp_path)) and number.startswith("0.841")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the report
+
+
+@needs_emulator
+def test_the_demonstration_finds_the_missing_barrier(cu):
+    report = demo.missing_barrier()
+    text = (demo.FOLDER / "sum_rows.cu").read_text()
+    wrote, read = line_of(text, "partial[threadIdx.x] = sum"), line_of(text, "+= partial[threadIdx.x + half]")
+    race = next(finding for finding in report.findings if finding.kind == "race")
+    assert f"sum_rows.cu:{wrote}" in race.text and f"sum_rows.cu:{read}" in race.text
+    assert "__syncthreads()" in race.text and str(race) in str(report)
+
+
+@needs_emulator
+def test_the_demonstration_finds_the_scattered_writes(cu):
+    report = demo.uncoalesced()
+    line = line_of((demo.FOLDER / "transpose.cu").read_text(), "y[column * n + row] =")
+    assert not report.findings
+    write, = (line for line in report.lines if line.kind == "write")
+    read, = (line for line in report.lines if line.kind == "read")
+    assert (write.bytes, write.requests, write.sectors, write.ideal) == (4 * 64 * 64, 128, 128 * 32, 128 * 4)
+    assert (read.sectors, read.ideal, read.waste) == (128 * 4, 128 * 4, 1)
+    sentence, = report.advice
+    assert f"transpose.cu:{line}" in sentence and "8.0 times" in sentence and sentence.split("\n")[0] in str(report)
