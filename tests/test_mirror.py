@@ -112,7 +112,9 @@ def nan_array(shape, dtype):
 
 def same_bits(a, b):
     """None is None, and arrays are equal bit for bit (but one NaN is as good as another)."""
-    return a is b or a.dtype == BFLOAT16 and np.array_equal(a, b) or np.array_equal(a, b, equal_nan=True)
+    if isinstance(a, np.ndarray) and a.dtype == BFLOAT16:
+        return np.array_equal(a, b)
+    return a is b or np.array_equal(a, b, equal_nan=True)
 
 
 class Fenced:
@@ -191,6 +193,8 @@ RUNGS16 = [rung for dtype in ("bfloat16", "float16") for rung in _rungs(dtype, d
 def test_16_bit_results_within_budget(ops, op, kernel, dtype):
     """And twice the same bits."""
     for case in budget16.cases(op, dtype):
+        if "attention" in op and not ops.takes(op, kernel["kernel"], dtype, case.arguments["q"].shape[-1]):
+            continue
         arguments = budget16.stored(case.arguments, dtype)
         results = budget.run(ops, op, arguments, **kernel)
         check(op, case, budget16.budget(op, case.arguments, dtype), results)
