@@ -27,7 +27,7 @@
 #define __constant__ static
 #define __shared__ static __attribute__((aligned(128)))  // so that bank 0 begins each array, on every compiler
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
+#define __noinline__  // nothing: the C++ library writes __attribute__((__noinline__))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
 #if defined(__SANITIZE_THREAD__)
@@ -125,6 +125,17 @@ void* dynamic_shared();
 void fence(int scope, Where where);                               // __threadfence_block 0, __threadfence 1, _system 2
 [[noreturn]] void trap(const char* what, Where where);            // ends the launch
 void saw_atomic(const void* address, size_t bytes, Where where);  // the checks see an atomic access as one
+
+// Follows every declaration of a __shared__ array (the rewriter puts it there), so that the checks know it by name.
+void shared_array(const char* name, void* address, size_t bytes, size_t element, const size_t* extents, int dimensions);
+template <class Array>
+void shared_array(const char* name, Array& array) {
+#ifdef EMULATOR_CHECKED
+  static constexpr size_t extents[] = {std::extent_v<Array, 1>, std::extent_v<Array, 2>, std::extent_v<Array, 3>};
+  shared_array(name, &array, sizeof array, sizeof(std::remove_all_extents_t<Array>), extents,
+               static_cast<int>(std::rank_v<Array>));
+#endif
+}
 
 // Asynchronous copies to shared memory (cp.async): `bytes` are copied, of which those from `valid` on are zeros.
 void copy_async(void* to_shared, const void* from_global, int bytes, int valid, Where where);

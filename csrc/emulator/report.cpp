@@ -5,7 +5,7 @@
 #include <string>
 
 #include "checks.h"
-#include "runtime.h"
+#include "json.h"
 
 namespace emulator {
 
@@ -33,22 +33,61 @@ bool same(const Place& a, const Place& b) {
          (a.file == b.file || (a.file != nullptr && b.file != nullptr && std::strcmp(a.file, b.file) == 0));
 }
 
+void write_finding(Json& json, const Finding& f) {
+  json.open('{');
+  json.field("kind", f.kind);
+  json.field("kernel", f.kernel);
+  json.field("words", f.words);
+  json.field("mend", f.mend);
+  json.key("places");
+  json.open('[');
+  json.item(), write_place(json, f.here);
+  json.item(), write_place(json, f.other);
+  json.close(']');
+  if (f.thread < 0) {  // it happened before any thread ran
+    json.key("thread"), json.out += "null";
+    json.key("block"), json.out += "null";
+  } else {
+    json.index("thread", f.index);
+    json.index("block", f.block);
+  }
+  json.field("times", f.times);
+  json.close('}');
+}
+
 }  // namespace
 
-// Some file names end in what `file` says: kernels know their path, people the name.
+// {file, line}; or {library, offset}, which Python looks up in the library's line table; or null.
+void write_place(Json& json, const Place& place) {
+  Dl_info info;
+  if (place.file != nullptr) {
+    json.open('{');
+    json.field("file", place.file);
+    json.field("line", place.line);
+    json.close('}');
+  } else if (place.code != nullptr && dladdr(place.code, &info) != 0) {
+    json.open('{');
+    json.field("library", info.dli_fname);
+    json.field("offset", static_cast<const char*>(place.code) - static_cast<const char*>(info.dli_fbase));
+    json.close('}');
+  } else {
+    json.out += "null";
+  }
+}
+
+// The end of a file's name is enough: kernels know their whole path.
 bool skipped(Where where) {
   for (const Skip& skip : skips) {
-    size_t length = std::strlen(where.file);
-    if (where.line == skip.line && length >= skip.file.size() && where.file + length - skip.file.size() == skip.file)
-      return true;
+    size_t length = std::strlen(where.file), n = skip.file.size();
+    if (where.line == skip.line && length >= n && where.file + length - n == skip.file) return true;
   }
   return false;
 }
 
 const char* text(const char* format, ...) {
-  static char buffers[4][1024];
+  static char buffers[8][1024];
   static int next = 0;
-  char* buffer = buffers[next++ % 4];
+  char* buffer = buffers[next++ % 8];
   va_list args;
   va_start(args, format);
   std::vsnprintf(buffer, sizeof buffers[0], format, args);
@@ -57,99 +96,23 @@ const char* text(const char* format, ...) {
 }
 
 // One finding a kind and pair of places: what a thousand threads do wrong in one line is one mistake.
-void found(const char* kind, const char* words, const char* mend, Place here, Place other) {
+bool found_again(const char* kind, Place here, Place other) {
   for (Finding& f : findings)
-    if (f.kind == kind && same(f.here, here) && same(f.other, other)) {
-      ++f.times;
-      return;
-    }
+    if (f.kind == kind && same(f.here, here) && same(f.other, other)) return ++f.times;
+  return false;
+}
+
+void found(const char* kind, const char* words, const char* mend, Place here, Place other) {
+  if (found_again(kind, here, other)) return;
   findings.push_back({kind, words, mend, launched->kernel, here, other, current != nullptr ? current->id : -1, blockIdx,
                       threadIdx, 1});
 }
 
 }  // namespace emulator
 
+// ------------------------------------------------------------------------------------------------------ the C interface
+
 using namespace emulator;
-
-// ------------------------------------------------------------------------------------------------ the C interface
-
-namespace {
-
-// JSON, written from left to right.
-struct Json {
-  std::string out;
-  void string(const std::string& s) {
-    out += '"';
-    for (char c : s) {
-      if (c == '"' || c == '\\') out += '\\';
-      if (static_cast<unsigned char>(c) < 32)
-        out += ' ';
-      else
-        out += c;
-    }
-    out += '"';
-  }
-  void number(int64_t n) { out += std::to_string(n); }
-  void key(const char* name) {
-    if (out.back() != '{') out += ", ";
-    string(name);
-    out += ": ";
-  }
-  void item() {
-    if (out.back() != '[') out += ", ";
-  }
-};
-
-// A place is {file, line}, or {library, offset} for Python to look up in the library's line table; or null.
-void write_place(Json& json, const Place& place) {
-  Dl_info info;
-  if (place.file != nullptr) {
-    json.out += "{";
-    json.key("file");
-    json.string(place.file);
-    json.key("line");
-    json.number(place.line);
-    json.out += "}";
-  } else if (place.code != nullptr && dladdr(place.code, &info) != 0) {
-    json.out += "{";
-    json.key("library");
-    json.string(info.dli_fname);
-    json.key("offset");  // of the call itself: one byte before where it returns to
-    json.number(static_cast<const char*>(place.code) - static_cast<const char*>(info.dli_fbase) - 1);
-    json.out += "}";
-  } else {
-    json.out += "null";
-  }
-}
-
-void write_index(Json& json, const uint3& v) {
-  json.out += "[";
-  for (unsigned n : {v.x, v.y, v.z}) json.item(), json.number(n);
-  json.out += "]";
-}
-
-void write_finding(Json& json, const Finding& f) {
-  json.out += "{";
-  for (auto [name, value] : {std::pair("kind", &f.kind), std::pair("kernel", &f.kernel), std::pair("words", &f.words),
-                             std::pair("mend", &f.mend)}) {
-    json.key(name);
-    json.string(*value);
-  }
-  json.key("places");
-  json.out += "[";
-  json.item(), write_place(json, f.here);
-  json.item(), write_place(json, f.other);
-  json.out += "]";
-  json.key("thread");
-  f.thread < 0 ? static_cast<void>(json.out += "null") : write_index(json, f.index);
-  json.key("block");
-  f.thread < 0 ? static_cast<void>(json.out += "null") : write_index(json, f.block);
-  json.key("times");
-  json.number(f.times);
-  json.out += "}";
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -159,6 +122,7 @@ int emulator_set(const char* name, int64_t value) {
                                                 {"block_order", &options.block_order},
                                                 {"seed", &options.seed},
                                                 {"copies_early", &options.copies_early},
+                                                {"trace", &options.trace},
                                                 {"capability", &options.capability}};
   for (auto [option, target] : known)
     if (std::strcmp(option, name) == 0) {
@@ -176,16 +140,32 @@ void emulator_skip(const char* file, int line) {
     skips.push_back({file, line});
 }
 
-void emulator_clear() { findings.clear(); }
+// An array that the next launches may touch, of elements of so many bytes. When all are known, emulator_guarded() gives
+// the address to pass instead of an array's own, and emulator_copy_back() brings back what was written.
+void emulator_array(const char* name, void* address, int64_t bytes, int64_t element, int writable) {
+  checks::add_array(name, address, static_cast<size_t>(bytes), static_cast<size_t>(element), writable != 0);
+}
+void* emulator_guarded(void* address) { return checks::guarded(address); }
+void emulator_copy_back() { checks::copy_back(); }
+
+// Forgets arrays, findings and counts.
+void emulator_clear() {
+  findings.clear();
+  checks::forget_arrays();
+  counters::clear();
+}
 
 // Everything known, as JSON; the text lives until the next call.
 const char* emulator_report() {
   static Json json;
-  json.out = "{";
+  json.out.clear();
+  json.open('{');
   json.key("findings");
-  json.out += "[";
+  json.open('[');
   for (const Finding& f : findings) json.item(), write_finding(json, f);
-  json.out += "]}";
+  json.close(']');
+  counters::write(json);
+  json.close('}');
   return json.out.c_str();
 }
 }

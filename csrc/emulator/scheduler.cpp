@@ -26,6 +26,7 @@ namespace {
 // Lanes and warps are scheduled by position, the order of their turns, which need not be that of their numbers.
 struct Warp {
   uint32_t ready = 0;     // by position: lanes that could run now
+  uint32_t paused = 0;    // by position: lanes that go on when no other is ready
   uint32_t waiting = 0;   // by lane: those in a warp operation
   uint32_t returned = 0;  // by lane: those that have returned, or never were (a block of 48 threads)
   int lane_at[WARP], position_of[WARP];
@@ -33,7 +34,7 @@ struct Warp {
 };
 Warp warps[MAX_WARPS];
 int warp_at[MAX_WARPS], warp_position[MAX_WARPS];
-uint32_t ready_warps = 0;  // by position: warps with a lane that could run
+uint32_t ready_warps = 0;  // by position: warps with a lane that could run, or is paused
 
 int thread_count = 0, alive = 0, arrived = 0;  // threads of the block; not returned; waiting at its barrier
 Where barrier_where;                           // where the first of those waits
@@ -52,14 +53,18 @@ void make_ready(const Thread& t) {
 
 // Takes the next thread that can run, one of warp w if there is one; null when all wait.
 Thread* take_ready(int w) {
-  if (warps[w].ready == 0) {
+  if ((warps[w].ready | warps[w].paused) == 0) {
     if (ready_warps == 0) return nullptr;
     w = warp_at[__builtin_ctz(ready_warps)];
   }
   Warp& warp = warps[w];
+  if (warp.ready == 0) {
+    counters::flush(w);
+    std::swap(warp.ready, warp.paused);
+  }
   int position = __builtin_ctz(warp.ready);
   warp.ready &= warp.ready - 1;
-  if (warp.ready == 0) ready_warps &= ~(1u << warp_position[w]);
+  if ((warp.ready | warp.paused) == 0) ready_warps &= ~(1u << warp_position[w]);
   return &threads[w * WARP + warp.lane_at[position]];
 }
 
@@ -93,6 +98,7 @@ void wait() {
   current->fiber = running;
   Thread* next = take_ready(current->id / WARP);
   if (next == nullptr) report_deadlock();
+  if (next == current) return;
   become(next);
   switch_to(next->fiber != nullptr ? next->fiber : take_fiber());
 }
@@ -187,6 +193,7 @@ bool met(int w, uint32_t mask) {
     end_launch();
   }
   warp.waiting &= ~needed;
+  if ((needed | warp.returned) == ~0u) counters::flush(w);
   operation->meet(args, needed);
   return true;
 }
@@ -246,6 +253,7 @@ Thread* after_return() {
     for (; freed != 0; freed &= freed - 1) make_ready(threads[w * WARP + __builtin_ctz(freed)]);
     break;
   }
+  if (warp.returned == ~0u) counters::flush(w);
   if (alive == 0) return nullptr;
   if (arrived == alive) release_barrier();
   Thread* next = take_ready(w);
@@ -285,7 +293,7 @@ void run_block(std::mt19937& random) {
     draw_order(lanes, warp.lane_at, warp.position_of, random);
     warp.ready = lanes == WARP ? ~0u : (1u << lanes) - 1;
     warp.returned = ~warp.ready;
-    warp.waiting = 0;
+    warp.waiting = warp.paused = 0;
   }
   for (int i = 0; i < thread_count; ++i) {
     Thread& t = threads[i];
@@ -444,6 +452,13 @@ void meet(const Operation& operation, uint32_t mask, void* args, Where where) {
     wait();
   }
   t.waits_for = nullptr;
+}
+
+void pause() {
+  Warp& warp = warps[current->id / WARP];
+  warp.paused |= 1u << warp.position_of[current->id % WARP];
+  ready_warps |= 1u << warp_position[current->id / WARP];
+  wait();
 }
 
 uint32_t active_mask() { return ~warps[current->id / WARP].returned; }

@@ -140,6 +140,7 @@ struct Multiply {
 //   a[0] = A[r][k], a[1] = A[r + 8][k], a[2] = A[r][k + 8], a[3] = A[r + 8][k + 8]      b[0] = B[k][r], b[1] = B[k + 8][r]
 //   c[0..1] = C[r][k], c[2..3] = C[r + 8][k]
 void multiply_lanes(void* const* lanes, uint32_t mask) {
+  counters::tensor_flops(2 * 16 * 8 * 16);
   float A[16][16], B[16][8], C[16][8];
   for_lanes(mask, [&](int i) {
     const Multiply& m = *static_cast<Multiply*>(lanes[i]);
