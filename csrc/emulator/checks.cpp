@@ -41,13 +41,13 @@ struct Region {
   std::string name;
   uint64_t begin = 0, end = 0;
   Space space = GLOBAL;
-  size_t element = 0;          // bytes; 0: it has no elements, places in it are bytes
+  size_t element = 0;  // bytes; 0: it has no elements, places in it are bytes
   int dimensions = 1;
   std::vector<size_t> extents;  // of all dimensions but the first
-  bool filled = true;          // global memory that holds something from the start
+  bool filled = true;           // global memory that holds something from the start
   bool freed = false;
-  uint32_t declared_in = 0;    // shared arrays: the era of the last block that came by
-  int shift = 2;               // bytes a cell: 4, until somebody touches less
+  uint32_t declared_in = 0;  // shared arrays: the era of the last block that came by
+  int shift = 2;             // bytes a cell: 4, until somebody touches less
   std::vector<Cell> cells;
 
   uint64_t base() const { return begin & ~uint64_t{15}; }
@@ -122,21 +122,23 @@ void report_race(const Region& r, uint64_t address, Kind kind, Code code, const 
   if (!first_time("race", code, prior.code)) return;
   const char* element = element_name(r, address);
   if (prior.era < block_era) {
-    found("race",
-          text("thread %d of block %lld %s %s in {0}, which a thread of another block %s in {1}. Blocks run at the same "
-               "time and in any order",
-               current->id, static_cast<long long>(block_number), verb(kind), element, past(prior_kind)),
-          "Let blocks write to different places, or use atomics, or split the kernel in two launches.", place_of(code),
-          place_of(prior.code));
+    found(
+        "race",
+        text("thread %d of block %lld %s %s in {0}, which a thread of another block %s in {1}. Blocks run at the same "
+             "time and in any order",
+             current->id, static_cast<long long>(block_number), verb(kind), element, past(prior_kind)),
+        "Let blocks write to different places, or use atomics, or split the kernel in two launches.", place_of(code),
+        place_of(prior.code));
     return;
   }
   bool one_warp = prior.thread() / WARP == current->id / WARP;
   found("race",
         text("thread %d %s %s in {0}, which thread %d %s in {1}, and no barrier lies between the two", current->id,
              verb(kind), element, prior.thread(), past(prior_kind)),
-        one_warp ? "Put __syncwarp() or __syncthreads() between the two, or let threads touch different elements. (Lanes "
-                   "of one warp do not run in step, and shuffles do not order memory.)"
-                 : "Put __syncthreads() between the two, or let threads touch different elements.",
+        one_warp
+            ? "Put __syncwarp() or __syncthreads() between the two, or let threads touch different elements. (Lanes "
+              "of one warp do not run in step, and shuffles do not order memory.)"
+            : "Put __syncthreads() between the two, or let threads touch different elements.",
         place_of(code), place_of(prior.code));
 }
 
@@ -155,7 +157,7 @@ void report_empty(const Region& r, uint64_t address, Code code) {
   if (!first_time("uninitialised", code, 0)) return;
   found("uninitialised",
         text("thread %d reads %s in {0}, which %s", current->id, element_name(r, address),
-             r.space == SHARED ? "no thread of this block has written" : "nothing has been written to"),
+             r.space == SHARED ? "no thread of this block has written yet" : "nothing has been written to"),
         "Memory holds anything until it is written: write every element that is read, the rest of a tile at the end of "
         "the data too.",
         place_of(code));
@@ -177,10 +179,11 @@ void report_empty(const Region& r, uint64_t address, Code code) {
                  near->name.c_str(), static_cast<size_t>(near->end - near->begin) / size,
                  near->element == 0 ? "bytes" : "elements");
   }
-  found("out of bounds", words,
-        "Check the index against the size before the access; the last block and the last tile are usually not full. The "
-        "kernel was ended here, as a GPU would.",
-        place_of(code));
+  found(
+      "out of bounds", words,
+      "Check the index against the size before the access; the last block and the last tile are usually not full. The "
+      "kernel was ended here, as a GPU would.",
+      place_of(code));
   end_launch();
 }
 
@@ -270,7 +273,8 @@ Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
   }
   if (r->cells.empty()) r->cells.resize(((r->end - r->base()) >> r->shift) + 1);
   if (uint64_t both = address | bytes; both & ((1u << r->shift) - 1)) r->refine(__builtin_ctzll(both));
-  Access me{era, code, static_cast<uint32_t>(current->id) | (kind == ATOMIC ? 1u << 10 : 0u) | clock_of[current->id] << 11};
+  Access me{era, code,
+            static_cast<uint32_t>(current->id) | (kind == ATOMIC ? 1u << 10 : 0u) | clock_of[current->id] << 11};
   Cell* last = r->cell(address + bytes - 1);
   for (Cell* cell = r->cell(address); cell <= last; ++cell) touch_cell(*r, *cell, address, kind, me);
   return r;
@@ -281,8 +285,7 @@ Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
 void saw(const void* pointer, size_t bytes, Kind kind, Code code) {
   if (!watching || current == nullptr || on_fiber_stack(pointer)) return;
   uint64_t address = reinterpret_cast<uint64_t>(pointer);
-  if (const Region* r = touch(address, bytes, kind, code))
-    counters::log(address, bytes, r->space, kind, code);
+  if (const Region* r = touch(address, bytes, kind, code)) counters::log(address, bytes, r->space, kind, code);
 }
 
 Code code_of(const void* return_address) {
@@ -306,7 +309,8 @@ void saw_atomic(const void* address, size_t bytes, Where where) { saw(address, b
 void fence(int, Where) {}
 
 // A __shared__ array comes into sight: the first thread of a block to pass its declaration finds it empty.
-void shared_array(const char* name, void* address, size_t bytes, size_t element, const size_t* extents, int dimensions) {
+void shared_array(const char* name, void* address, size_t bytes, size_t element, const size_t* extents,
+                  int dimensions) {
   if (!watching) return;
   uint64_t begin = reinterpret_cast<uint64_t>(address);
   Region* region = nullptr;
@@ -475,7 +479,8 @@ void* guarded(void* address) {
     if (p < g.begin || p >= std::max(g.end, g.begin + 1)) continue;
     size_t bytes = static_cast<size_t>(g.end - g.begin);
     if (g.map == nullptr) {
-      void* map = mmap(nullptr, bytes + 2 * gap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* map =
+          mmap(nullptr, bytes + 2 * gap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (map == MAP_FAILED) return address;
       g.map = static_cast<char*>(map);
       std::memcpy(g.map + gap, g.begin, bytes);

@@ -3,7 +3,6 @@
 // writes (checked), and the launch is one of its kernels.
 #pragma once
 
-
 #include "runtime.h"
 
 namespace emulator {
@@ -29,9 +28,9 @@ void after_launch();
 void after_barrier();
 void after_warp_barrier(uint32_t mask);
 
-void before_copy(const AsyncCopy& copy);         // issued: its bytes must not be touched ...
-void after_copy(const AsyncCopy& copy);          // ... until now, when the current thread has waited for it
-void shared_row(const void* row, Where where);   // the current lane has 16 bytes read by ldmatrix
+void before_copy(const AsyncCopy& copy);        // issued: its bytes must not be touched ...
+void after_copy(const AsyncCopy& copy);         // ... until now, when the current thread has waited for it
+void shared_row(const void* row, Where where);  // the current lane has 16 bytes read by ldmatrix
 
 void allocated(void* pointer, size_t bytes, Where where);  // global memory: it holds nothing yet
 void released(void* pointer);
@@ -52,7 +51,8 @@ namespace counters {
 
 void before_launch();  // of `launched`
 void log(uint64_t address, size_t bytes, Space space, Kind kind, Code code);
-void flush(int warp);  // its lanes are at the same point: what they did since the last time is counted, lane beside lane
+void flush(
+    int warp);  // its lanes are at the same point: what they did since the last time is counted, lane beside lane
 void flush_all();
 void barrier();
 void tensor_flops(int64_t flops);

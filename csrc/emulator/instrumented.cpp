@@ -8,10 +8,10 @@ using namespace emulator;
 #define HERE code_of(__builtin_return_address(0))
 #define ENTRY extern "C" __attribute__((noinline)) void
 
-#define SIZED(n)                                                            \
-  ENTRY __tsan_read##n(const void* p) { saw(p, n, READ, HERE); }            \
-  ENTRY __tsan_write##n(const void* p) { saw(p, n, WRITE, HERE); }          \
-  ENTRY __tsan_unaligned_read##n(const void* p) { saw(p, n, READ, HERE); }  \
+#define SIZED(n)                                                           \
+  ENTRY __tsan_read##n(const void* p) { saw(p, n, READ, HERE); }           \
+  ENTRY __tsan_write##n(const void* p) { saw(p, n, WRITE, HERE); }         \
+  ENTRY __tsan_unaligned_read##n(const void* p) { saw(p, n, READ, HERE); } \
   ENTRY __tsan_unaligned_write##n(const void* p) { saw(p, n, WRITE, HERE); }
 SIZED(1)
 SIZED(2)
@@ -49,7 +49,8 @@ ENTRY __ubsan_handle_out_of_bounds(const ArrayIndexed* access, uint64_t index) {
   found("out of bounds",
         text("thread %d uses the index %lld in {0}, out of bounds of an array %s", current->id,
              static_cast<long long>(index), access->array->name),
-        "An index goes from 0 to the size minus 1. The kernel was ended here; a GPU goes on, with somebody else's memory.",
+        "An index goes from 0 to the size minus 1. The kernel was ended here; a GPU goes on, with somebody else's "
+        "memory.",
         Where(access->file, static_cast<int>(access->line)));
   end_launch();
 }

@@ -62,7 +62,7 @@ extern int64_t block_number;
 inline int lane() { return current->id % WARP; }
 void meet(const Operation& operation, uint32_t mask, void* args, Where where);
 size_t shared_limit();           // bytes of shared memory that a block can have on the GPU emulated
-void pause();                  // lets the other lanes of the warp catch up with the current thread
+void pause();                    // lets the other lanes of the warp catch up with the current thread
 [[noreturn]] void end_launch();  // leaves all threads where they are, and returns from the launch
 
 // ---------------------------------------------------------------------------------------------- memory.cpp, the API
@@ -77,7 +77,7 @@ enum Order { FORWARD, REVERSED, SHUFFLED };
 struct Options {
   int warp_order = FORWARD, block_order = FORWARD, seed = 0;
   int copies_early = false;  // an asynchronous copy is done when it is issued, instead of when it is waited for
-  int trace = 0;              // how many warps' accesses to record
+  int trace = 0;             // how many warps' accesses to record
   int capability = 80;       // of the GPU whose limits hold: 75, 80, 86, 89, 90, 100, 120
 };
 extern Options options;
@@ -94,6 +94,6 @@ struct Place {
 // Something is wrong. `words` says what, with {0} and {1} for the two places, and `mend` what usually mends it.
 void found(const char* kind, const char* words, const char* mend, Place here, Place other = Place());
 bool found_again(const char* kind, Place here, Place other);  // counts it, if it was found before
-const char* text(const char* format, ...);  // printf into one of a few buffers, for the words above
+const char* text(const char* format, ...);                    // printf into one of a few buffers, for the words above
 
 }  // namespace emulator

@@ -20,7 +20,13 @@ from .rewrite import with_local_includes
 PACKAGE = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas",
          "-Wno-psabi")
-CHECKED = ("-O1", "-fsanitize=thread", "-DEMULATOR_CHECKED")
+CHECKED = ("-O1", "-fsanitize=thread", "-fsanitize=bounds", "-DEMULATOR_CHECKED")
+# What only one compiler understands. Static variables of templates must not be shared between libraries, and in the
+# checked build vectors are loaded whole and loops not cut short by what the compiler concludes from an array's size.
+GCC = ("-fno-gnu-unique",)
+GCC_CHECKED = ("-fno-tree-sra", "-fno-aggressive-loop-optimizations", "--param=tsan-instrument-func-entry-exit=0")
+CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
+CLANG_LINKED = ("-Wl,--defsym=memcpy=emulator_memcpy",)       # it copies structs by memcpy, which the checks must see
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 
 
@@ -52,10 +58,18 @@ def ready():
 
 
 @cache
-def _compiler_flags():
-    """What only g++ understands, and needs: static variables of templates must not be shared between libraries."""
-    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
-    return version, () if "clang" in version else ("-fno-gnu-unique",)
+def _compiler_version():
+    return subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _is_clang():
+    return "clang" in _compiler_version()
+
+
+def _flags(checked):
+    """Options that say how to compile: those of both compilers, and those of the one at hand."""
+    own = CLANG_CHECKED * checked if _is_clang() else GCC + GCC_CHECKED * checked
+    return [*FLAGS, *own, *(CHECKED if checked else ("-O2",))]
 
 
 def cache_folder() -> Path:
@@ -79,7 +93,7 @@ def build(path, checked: bool, include=()) -> Path:
     if not os.path.isfile(path):
         raise FileNotFoundError(2, "no such file", path)
     files = with_local_includes(path)
-    options = [*FLAGS, *_compiler_flags()[1], *(CHECKED if checked else ("-O2",)), "-DMINIGPT_EMULATED",
+    options = [*_flags(checked), "-DMINIGPT_EMULATED",
                *(f"-I{folder}" for folder in (*include, sources() / "emulator", sources() / "emulator" / "include")),
                "-include", "cuda_on_cpu.h"]
     library = cache_folder() / f"{_key(path, *map(str, options), *files, *files.values())}.so"
@@ -95,14 +109,14 @@ def build(path, checked: bool, include=()) -> Path:
             copy.write_text(text, encoding="utf-8")
         made = Path(folder, "kernel.o")
         _compile("-x", "c++", "-c", f"{folder}{path}", *options, "-o", made)
-        _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic")
+        _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic", *CLANG_LINKED * (checked and _is_clang()))
     return library
 
 
 def _key(*parts):
     """Names a library by all that decides what is in it."""
     headers = [p.read_text(encoding="utf-8") for p in sorted((sources() / "emulator").rglob("*.*"))]
-    words = [platform.machine(), compiler(), _compiler_flags()[0], *parts, *headers]
+    words = [platform.machine(), compiler(), _compiler_version(), *parts, *headers]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
 
 
@@ -112,7 +126,7 @@ def _runtime():
     for source in sorted((sources() / "emulator").glob("*.cpp")):
         made = cache_folder() / f"{_key(source.name)}.o"
         if not made.exists():
-            _store(made, "-c", source, *FLAGS, *_compiler_flags()[1], "-O2", f"-I{source.parent}")
+            _store(made, "-c", source, *_flags(checked=False), f"-I{source.parent}")
         objects.append(made)
     return objects
 

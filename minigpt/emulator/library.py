@@ -27,6 +27,7 @@ class Library:
         self._signatures = launchers.signatures(self.path.read_text(encoding="utf-8"), str(path))
         self._library = ctypes.CDLL(str(build(path, checked, include)))
         self._library.emulator_report.restype = ctypes.c_char_p
+        self._library.emulator_guarded.restype = ctypes.c_void_p
         self._lock = threading.Lock()     # the machine in the library runs one launch at a time
 
     def __dir__(self):
@@ -68,13 +69,22 @@ class Library:
             self._library.emulator_clear()
             for option, value in (DEFAULTS | options).items():
                 self._library.emulator_set(option.encode(), ctypes.c_int64(value))
-            for parameter, x in zip(taken, arguments, strict=True):
-                if self.checked and isinstance(x, np.ndarray):          # the memory that the kernel may touch
-                    extent = sum((n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)) + x.itemsize
-                    self._library.emulator_array(parameter.name.encode(), ctypes.c_void_p(x.ctypes.data),
-                                                 ctypes.c_int64(extent), not parameter.const)
+            if self.checked:                                            # arrays are copied, apart from each other
+                self._guard(taken, arguments)
+                words = [self._library.emulator_guarded(ctypes.c_void_p(word)) if isinstance(x, np.ndarray) else word
+                         for word, x in zip(words, [*arguments, None], strict=False)]
             function(*words)
+            if self.checked:
+                self._library.emulator_copy_back()
             return json.loads(self._library.emulator_report())
+
+    def _guard(self, parameters, arguments):
+        """Tells the runtime which memory the kernel may touch."""
+        for parameter, x in zip(parameters, arguments, strict=True):
+            if isinstance(x, np.ndarray) and x.size:
+                extent = sum((n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)) + x.itemsize
+                self._library.emulator_array(parameter.name.encode(), ctypes.c_void_p(x.ctypes.data),
+                                             ctypes.c_int64(extent), ctypes.c_int64(x.itemsize), not parameter.const)
 
 
 DEFAULTS = dict(warp_order=0, block_order=0, seed=0, copies_early=0, trace=0)

@@ -1,4 +1,4 @@
-"""CUDA C++ as a C++ compiler takes it: the only two things in a kernel's text that no macro can say otherwise.
+"""CUDA C++ as a C++ compiler takes it: the few things in a kernel's text that no macro can say otherwise.
 
     kernel<T, 64><<<grid, block, smem, stream>>>(x, n);
         ::emulator::launch("kernel<T, 64>", [=](auto... argument) { kernel<T, 64>(argument...); },
@@ -6,6 +6,9 @@
 
     extern __shared__ float tile[];
         static float* const tile = static_cast<float*>(::emulator::dynamic_shared());
+
+    __shared__ float tile[32][33];
+        __shared__ float tile[32][33]; ::emulator::shared_array("tile", tile);
 
 All else is left as it stands, the ends of lines above all, so that errors and findings name the author's own lines.
 """
@@ -18,7 +21,9 @@ NOT_CODE = re.compile(r"""//(?:\\\n|[^\n])* | /\*.*?\*/ | "(?:\\.|[^"\\\n])*" | 
                       re.DOTALL | re.VERBOSE)
 ATTRIBUTE = r"(?:(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)\s*)?"
 DYNAMIC_SHARED = re.compile(rf"\bextern\s+{ATTRIBUTE}__shared__\s+{ATTRIBUTE}([^;=]+?)\s*\b(\w+)\s*\[\s*\]\s*;")
+STATIC_SHARED = re.compile(r"\b__shared__\b([^;{}=]*);")
 LOCAL_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
+INNERMOST = r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)"
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -35,9 +40,25 @@ def rewrite(text: str, path: str) -> str:
         edits.append((*found.span(),
                       f"static {kind}* const {name} = static_cast<{kind}*>(::emulator::dynamic_shared());"
                       + "\n" * found[0].count("\n")))
+    edits += _shared_arrays(code)
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     return f'#line 1 "{path}"\n{text}'
+
+
+def _shared_arrays(code):
+    """Behind each declaration of shared arrays within a function: their names, for whoever watches them."""
+    for found in STATIC_SHARED.finditer(code):
+        before = code[:found.start()]
+        if re.search(r"\bextern\b[^;{}]*$", before) or before.count("{") == before.count("}"):
+            continue
+        # of `float a[32], b` what follows brackets and commas outside of <> and () is a name
+        declared = re.sub(rf"^\s*{ATTRIBUTE}", "", found[1])
+        while re.search(INNERMOST, declared):
+            declared = re.sub(INNERMOST, " ", declared)
+        names = [re.search(r"(\w+)\s*$", part)[1] for part in declared.split(",")]
+        calls = "".join(f' ::emulator::shared_array("{name}", {name});' for name in names)
+        yield found.end(), found.end(), calls
 
 
 def _launches(text, code, path):
