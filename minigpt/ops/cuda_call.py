@@ -141,15 +141,16 @@ class Call:
         return self.write(given, shape, make="zeros" if accumulate else "empty")
 
     def heads(self, x, multiple=1):
-        """Heads (B, H, T, D) to read, with any strides. Zeros fill D up to a multiple of `multiple`."""
-        if self._walkable(x) and x.shape[-1] % multiple == 0:
+        """Heads (B, H, T, D) to read, with any strides. Zeros fill D up to a multiple of `multiple`, and then rows start
+        at such multiples, too."""
+        if self._walkable(x, multiple) and x.shape[-1] % multiple == 0:
             return x
         return self._copy(x, _wider(x.shape, multiple), x.dtype)
 
     def write_heads(self, given, shape, multiple=1):
         """The same to write into."""
         wide = _wider(shape, multiple)
-        if given is not None and self._walkable(given) and wide == shape:
+        if given is not None and self._walkable(given, multiple) and wide == shape:
             return given
         if given is None and wide != shape:
             given = fresh(self.like, shape, self.like.dtype)
@@ -168,12 +169,12 @@ class Call:
         found = tuple(x if x is None else owner(wanted.get(id(x), x)) for x in written)
         return found[0] if len(found) == 1 else found
 
-    def _walkable(self, x):
+    def _walkable(self, x, multiple):
         """Whether a kernel of heads can go through x by its strides. (An array that is copied to a GPU and back must be
         contiguous, or what lies between its numbers would be copied too.)"""
         return plain(x) or (self.machine.in_place(x) and x.ctypes.data % ALIGNMENT == 0
                             and (x.strides[-1] == x.itemsize or x.shape[-1] == 1)
-                            and all(stride % x.itemsize == 0 for stride in x.strides))
+                            and all(stride % (multiple * x.itemsize) == 0 for stride in x.strides[:3]))
 
     def _instead(self, given, made):
         if given is not None:
