@@ -16,8 +16,8 @@
 //
 // FLOPs: 14 D a pair, 6 D for dq and 8 D for dk and dv. Bytes: a pair of tiles reads 4 D for each of its others, from
 // the L2 cache: 96 FLOPs a byte for dq, 128 for dk and dv. Shared memory: 48 KB for dq and 49 for dk and dv where D is
-// up to 64, 64 KB and 64.5 up to 128; 64 others in a tile there, 32 here. Registers (ptxas, sm_80 and sm_90): 155 and
-// 168, three blocks a multiprocessor; 151 and 230, two.
+// up to 64, 64 KB and 64.5 up to 128; 64 others in a tile there, 32 here. Registers (ptxas, sm_80 and sm_90): 158 and
+// 168, three blocks a multiprocessor; 178 and 228, two.
 //
 // takes: bfloat16, float16; D up to 128; needs sm_80
 // measured: (none yet)
@@ -27,7 +27,7 @@
 // Queries are owned: the rows of S, P and dS. grid (B H, tiles of queries).
 template <int D, int OTHER, class T>
 __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dq_tensor_cores(AttentionGradients<T> a,
-                                                                            const QueryTerms* terms, bool chunks) {
+                                                                            const QueryTerms* terms, bool aligned) {
   extern __shared__ uint4 shared[];
   T* const q = reinterpret_cast<T*>(shared);  // OWN rows
   T* const dout = q + OWN * D;                // OWN rows
@@ -44,12 +44,12 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dq_tensor_cores(Atte
 
   auto load = [&](int n) {
     T* k = stages + n % 2 * 2 * OTHER * D;
-    load_tile<OTHER, D>(k, a.k, b, hkv, int64_t(n) * OTHER, shape.Tk, shape.D, chunks);
-    load_tile<OTHER, D>(k + OTHER * D, a.v, b, hkv, int64_t(n) * OTHER, shape.Tk, shape.D, chunks);
+    load_tile<OTHER, D>(k, a.k, b, hkv, int64_t(n) * OTHER, shape.Tk, shape.D, aligned);
+    load_tile<OTHER, D>(k + OTHER * D, a.v, b, hkv, int64_t(n) * OTHER, shape.Tk, shape.D, aligned);
   };
   if (tiles > 0) {
-    load_tile<OWN, D>(q, a.q, b, h, i0, shape.Tq, shape.D, chunks);
-    load_tile<OWN, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, chunks);
+    load_tile<OWN, D>(q, a.q, b, h, i0, shape.Tq, shape.D, aligned);
+    load_tile<OWN, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, aligned);
     load(0);
     cp_async_commit();
   }
@@ -89,7 +89,7 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dq_tensor_cores(Atte
 // Keys are owned: a row of the tile is a key, a column a query. grid (B Hkv, tiles of keys).
 template <int D, int OTHER, class T>
 __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dk_dv_tensor_cores(AttentionGradients<T> a,
-                                                                               const QueryTerms* terms, bool chunks) {
+                                                                               const QueryTerms* terms, bool aligned) {
   constexpr int STAGE = 2 * OTHER * D + OTHER * sizeof(QueryTerms) / sizeof(T);  // q, dout, terms
   extern __shared__ uint4 shared[];
   T* const k = reinterpret_cast<T*>(shared);  // OWN rows
@@ -108,15 +108,15 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dk_dv_tensor_cores(A
     T* dout = q + OTHER * D;
     const int64_t h = hkv * shape.group() + n / tiles_a_head;
     const int i0 = (first + n % tiles_a_head) * OTHER;
-    load_tile<OTHER, D>(q, a.q, b, h, i0, shape.Tq, shape.D, chunks);
-    load_tile<OTHER, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, chunks);
+    load_tile<OTHER, D>(q, a.q, b, h, i0, shape.Tq, shape.D, aligned);
+    load_tile<OTHER, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, aligned);
     if (threadIdx.x < OTHER / 2) {  // two queries' terms are 16 bytes
       cp_async_16(dout + OTHER * D + 8 * threadIdx.x,
                   terms + (b * shape.H + h) * padded_queries(shape.Tq) + i0 + 2 * threadIdx.x, 16);
     }
   };
-  load_tile<OWN, D>(k, a.k, b, hkv, j0, shape.Tk, shape.D, chunks);
-  load_tile<OWN, D>(v, a.v, b, hkv, j0, shape.Tk, shape.D, chunks);
+  load_tile<OWN, D>(k, a.k, b, hkv, j0, shape.Tk, shape.D, aligned);
+  load_tile<OWN, D>(v, a.v, b, hkv, j0, shape.Tk, shape.D, aligned);
   load(0);
   cp_async_commit();
 
@@ -168,15 +168,15 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   const Scratch<QueryTerms> terms(shape.B * shape.H * padded_queries(shape.Tq), stream);
   if (!terms.data) return;
   compute_query_terms(a, terms.data, stream);
-  const bool chunks = in_chunks(a.q) && in_chunks(a.k) && in_chunks(a.v) && in_chunks(a.dout);
+  const bool aligned = rows_aligned(a.q, 8) && rows_aligned(a.k, 8) && rows_aligned(a.v, 8) && rows_aligned(a.dout, 8);
   auto dq = dq_tensor_cores<D, OTHER, T>;
   auto dk_dv = dk_dv_tensor_cores<D, OTHER, T>;
   cudaFuncSetAttribute(dq, cudaFuncAttributeMaxDynamicSharedMemorySize, TILES);
   cudaFuncSetAttribute(dk_dv, cudaFuncAttributeMaxDynamicSharedMemorySize, TILES + TERMS);
   const dim3 of_queries(shape.B * shape.H, (shape.Tq + OWN - 1) / OWN);
   const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN);
-  dq<<<of_queries, THREADS, TILES, stream>>>(a, terms.data, chunks);
-  dk_dv<<<of_keys, THREADS, TILES + TERMS, stream>>>(a, terms.data, chunks);
+  dq<<<of_queries, THREADS, TILES, stream>>>(a, terms.data, aligned);
+  dk_dv<<<of_keys, THREADS, TILES + TERMS, stream>>>(a, terms.data, aligned);
 }
 
 extern "C" void attention_backward_tensor_cores(

@@ -11,7 +11,7 @@
 //
 // FLOPs: 10 D a pair, where the rung before has 14 D. Bytes: what dk and dv read there, and 4 D bytes of additions in
 // the L2 cache for each query and each tile of 64 keys; then dq once more, to be scaled and rounded. Scratch memory:
-// B H Tq D floats. Shared memory: 40.5 KB for D up to 64, 72.5 KB up to 128. Registers (ptxas): 166; 246.
+// B H Tq D floats. Shared memory: 40.5 KB for D up to 64, 72.5 KB up to 128. Registers (ptxas): 164; 240.
 // Not the default: every run should give the same.
 //
 // takes: bfloat16, float16; D up to 128; not deterministic; needs sm_80
@@ -30,7 +30,7 @@ __device__ void to_tile(T* tile, const uint32_t (&ds)[OTHER / 16][4]) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int row = 16 * warp() + lane() / 4 + 8 * half;
-      T* to = tile + row * DS_ROW + 8 * (n ^ row % 8) + lane() % 4 * 2;
+      T* to = tile + swizzled<DS_ROW>(row, 8 * n) + lane() % 4 * 2;
       *reinterpret_cast<uint32_t*>(to) = ds[n / 2][n % 2 * 2 + half];
     }
   }
@@ -46,11 +46,11 @@ __device__ void add_to_dq(float* dq, const T* ds, const T* k) {
 #pragma unroll 1
   for (int j = 0; j < OWN; j += 16) {
     uint32_t dsj[4], kj[4];
-    ldmatrix_x4_trans(dsj, across<DS_ROW>(ds, j, row / 8));
+    ldmatrix_x4_trans(dsj, ds + (across<DS_ROW>(j) ^ row));
 #pragma unroll
-    for (int n = 0; n < COLUMNS / 16; n++) {
-      ldmatrix_x4_trans(kj, along<D>(k, j, column / 8 + 2 * n));
-      multiply_pair<T>(sum[2 * n], sum[2 * n + 1], dsj, kj);
+    for (int d = 0; d < COLUMNS; d += 16) {
+      ldmatrix_x4_trans(kj, k + (along<D>(j) ^ (column + d)));
+      mma_pair<T>(sum[d / 8], sum[d / 8 + 1], dsj, kj);
     }
   }
   dq += (row + lane() / 4) * D + column + lane() % 4 * 2;
@@ -65,7 +65,7 @@ __device__ void add_to_dq(float* dq, const T* ds, const T* k) {
 template <int D, int OTHER, class T>
 __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(AttentionGradients<T> a,
                                                                           const QueryTerms* terms, float* dq_sum,
-                                                                          bool chunks) {
+                                                                          bool aligned) {
   constexpr int STAGE = 2 * OTHER * D + OTHER * sizeof(QueryTerms) / sizeof(T);  // q, dout, terms
   extern __shared__ uint4 shared[];
   T* const k = reinterpret_cast<T*>(shared);  // OWN rows
@@ -85,15 +85,15 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(Attent
     T* dout = q + OTHER * D;
     const int64_t h = hkv * shape.group() + n / tiles_a_head;
     const int i0 = (first + n % tiles_a_head) * OTHER;
-    load_tile<OTHER, D>(q, a.q, b, h, i0, shape.Tq, shape.D, chunks);
-    load_tile<OTHER, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, chunks);
+    load_tile<OTHER, D>(q, a.q, b, h, i0, shape.Tq, shape.D, aligned);
+    load_tile<OTHER, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, aligned);
     if (threadIdx.x < OTHER / 2) {  // two queries' terms are 16 bytes
       cp_async_16(dout + OTHER * D + 8 * threadIdx.x,
                   terms + (b * shape.H + h) * padded_queries(shape.Tq) + i0 + 2 * threadIdx.x, 16);
     }
   };
-  load_tile<OWN, D>(k, a.k, b, hkv, j0, shape.Tk, shape.D, chunks);
-  load_tile<OWN, D>(v, a.v, b, hkv, j0, shape.Tk, shape.D, chunks);
+  load_tile<OWN, D>(k, a.k, b, hkv, j0, shape.Tk, shape.D, aligned);
+  load_tile<OWN, D>(v, a.v, b, hkv, j0, shape.Tk, shape.D, aligned);
   load(0);
   cp_async_commit();
 
@@ -162,11 +162,11 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   if (!terms.data || !dq_sum.data) return;
   cudaMemsetAsync(dq_sum.data, 0, heads * queries * D * sizeof(float), stream);
   compute_query_terms(a, terms.data, stream);
-  const bool chunks = in_chunks(a.q) && in_chunks(a.k) && in_chunks(a.v) && in_chunks(a.dout);
+  const bool aligned = rows_aligned(a.q, 8) && rows_aligned(a.k, 8) && rows_aligned(a.v, 8) && rows_aligned(a.dout, 8);
   auto kernel = all_gradients<D, OTHER, T>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
   const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN), of_queries(heads, queries / 8), rows(32, 8);
-  kernel<<<of_keys, THREADS, SHARED, stream>>>(a, terms.data, dq_sum.data, chunks);
+  kernel<<<of_keys, THREADS, SHARED, stream>>>(a, terms.data, dq_sum.data, aligned);
   round_dq<D><<<of_queries, rows, 0, stream>>>(a, dq_sum.data);
 }
 
