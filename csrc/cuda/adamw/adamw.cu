@@ -1,9 +1,11 @@
-// adamw: one pass over the arrays, everything that a parameter needs in registers at once. 28 bytes of memory (four
-// reads, three writes) and about 15 FLOPs a parameter in float32.
+// adamw: one pass over the arrays, everything that a parameter needs in registers at once. squared_norm, which gradients
+// are clipped by, is here, too.
 //
 // Parameters in bfloat16 or float16 are too coarse to be moved by small steps: an addition below half of their last
 // digit is lost. So they have `master` weights in float32, which the step moves, with m and v in float32; the parameter
-// is the master weight, rounded. 28 bytes, too: three float32 read and written, the gradient and the parameter 2 each.
+// is the master weight, rounded.
+// moved: 28 bytes and about 15 FLOPs a parameter: in float32 four reads and three writes; with master weights three
+//     float32 read and written, a gradient read and a parameter written; up to 40 registers
 // measured: (none yet)
 #include "../launch.cuh"
 #include "../pack.cuh"

@@ -2,11 +2,12 @@
 //
 // One block a row. Forward reads the row once: every thread keeps the maximum m of the numbers it has seen and the sum l
 // of exp(v - m), and scales l down when the maximum rises (the online softmax of attention); at the end the threads'
-// pairs are brought to one maximum and added up. 4 bytes of memory and about 15 FLOPs a number (float32), backward 8
-// bytes and 15 FLOPs; half of the bytes in bfloat16 and float16.
+// pairs are brought to one maximum and added up.
 //
 // A vocabulary is rarely a multiple of 8 (50257), so rows begin anywhere. Each row is walked through in three parts:
 // up to the first multiple of 16 bytes one by one, then by packs, then the rest one by one.
+// moved: forward 4 bytes and about 15 FLOPs a number (float32), backward 8 bytes and 15 FLOPs; half of the bytes in 16
+//     bits; 32 registers
 // measured: (none yet)
 #include "../launch.cuh"
 #include "../pack.cuh"

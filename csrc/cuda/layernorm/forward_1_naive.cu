@@ -2,8 +2,8 @@
 //
 // The threads of a warp work on 32 rows, so that one load touches 32 places C numbers apart: 32 sectors of 32 bytes
 // for 32 numbers. Of each sector an eighth is used (float32), and by the time the rest is wanted the cache has lost it.
-// A row is read three times: mean, variance, result. In theory 16 bytes and 7 FLOPs a number (float32), but up to 8
-// times as many bytes move; and there are only as many threads as rows.
+// A row is read three times: mean, variance, result; and there are only as many threads as rows.
+// moved: 16 bytes (float32), in sectors up to 8 times as many, and 7 FLOPs a number; 32 registers
 // measured: (none yet)
 #include <cmath>
 

@@ -18,7 +18,7 @@
 #include "row.cuh"
 
 template <class T, int N>
-__global__ void __launch_bounds__(MAX_THREADS)
+__global__ void __launch_bounds__(MAX_THREADS, 1)
     layernorm_backward_partials_kernel(const T* dh, const T* dy, const T* x, const T* weight, const float* mean,
                                        const float* rstd, T* dx, float* partials, int64_t rows, int64_t C) {
   using P = Pack<T, N>;
