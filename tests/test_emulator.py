@@ -80,7 +80,7 @@ def test_comments_and_strings_are_left_alone():
     ("extern __shared__ alignas(sizeof(T)) T tile[];", "T"),
 ])
 def test_dynamic_shared_memory_becomes_a_pointer(text, kind):
-    assert f"static {kind}* const tile = static_cast<{kind}*>(::emulator::dynamic_shared());" in rewritten(text)
+    assert f"{kind}* const tile = static_cast<{kind}*>(::emulator::dynamic_shared());" in rewritten(text)
 
 
 def test_static_shared_memory_is_left_alone():

@@ -5,7 +5,7 @@
                            grid, block, smem, stream)(x, n);
 
     extern __shared__ float tile[];
-        static float* const tile = static_cast<float*>(::emulator::dynamic_shared());
+        float* const tile = static_cast<float*>(::emulator::dynamic_shared());
 
     __shared__ float tile[32][33];
         __shared__ float tile[32][33]; ::emulator::shared_array("tile", tile);
@@ -38,7 +38,7 @@ def rewrite(text: str, path: str) -> str:
     for found in DYNAMIC_SHARED.finditer(code):
         kind, name = (" ".join(part.split()) for part in found.groups())
         edits.append((*found.span(),
-                      f"static {kind}* const {name} = static_cast<{kind}*>(::emulator::dynamic_shared());"
+                      f"{kind}* const {name} = static_cast<{kind}*>(::emulator::dynamic_shared());"
                       + "\n" * found[0].count("\n")))
     edits += _shared_arrays(code)
     for start, end, new in sorted(edits, reverse=True):

@@ -141,8 +141,8 @@ class Call:
         return self.write(given, shape, make="zeros" if accumulate else "empty")
 
     def heads(self, x, multiple=1):
-        """Heads (B, H, T, D) to read, with any strides. Zeros fill D up to a multiple of `multiple`, and then rows start
-        at such multiples, too."""
+        """Heads (B, H, T, D) to read, with any strides. Zeros fill D up to a multiple of `multiple`; rows start at such
+        multiples, then, too."""
         if self._walkable(x, multiple) and x.shape[-1] % multiple == 0:
             return x
         return self._copy(x, _wider(x.shape, multiple), x.dtype)

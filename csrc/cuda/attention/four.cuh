@@ -21,12 +21,13 @@ __device__ inline float4 load4(const T* from, int n, bool aligned) {
 
 template <class T>
 __device__ inline void store4(T* to, float4 y, int n, bool aligned) {
+  const Four<T> four = {from_float<T>(y.x), from_float<T>(y.y), from_float<T>(y.z), from_float<T>(y.w)};
   if (aligned && n >= 4) {
-    *reinterpret_cast<Four<T>*>(to) = {from_float<T>(y.x), from_float<T>(y.y), from_float<T>(y.z), from_float<T>(y.w)};
+    *reinterpret_cast<Four<T>*>(to) = four;
     return;
   }
-  if (n > 0) to[0] = from_float<T>(y.x);
-  if (n > 1) to[1] = from_float<T>(y.y);
-  if (n > 2) to[2] = from_float<T>(y.z);
-  if (n > 3) to[3] = from_float<T>(y.w);
+  if (n > 0) to[0] = four.x;
+  if (n > 1) to[1] = four.y;
+  if (n > 2) to[2] = four.z;
+  if (n > 3) to[3] = four.w;
 }
