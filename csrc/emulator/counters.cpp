@@ -50,6 +50,13 @@ struct Line {
 };
 std::map<Key, Line> lines;
 
+struct Site {
+  const char* kind;
+  Where where;
+  int64_t times;
+};
+std::vector<Site> sites;
+
 // How many sectors the lanes touch; `distinct` gets the bytes, each counted once.
 int sectors(const Note* const* lane, int n, int64_t& distinct) {
   uint64_t begins[WARP];
@@ -192,7 +199,17 @@ void tensor_flops(int64_t flops) {
   if (kernel != nullptr) kernel->flops += flops;
 }
 
+void passed(const char* kind, Where where) {
+  for (Site& site : sites)
+    if (site.where.line == where.line && site.where.file == where.file) {
+      ++site.times;
+      return;
+    }
+  sites.push_back({kind, where, 1});
+}
+
 void clear() {
+  sites.clear();
   kernels.clear();
   lines.clear();
 }
@@ -225,6 +242,17 @@ void write(Json& json) {
     json.field("sectors", line.sectors);
     json.field("ideal", line.ideal);
     json.field("conflicts", line.conflicts);
+    json.close('}');
+  }
+  json.close(']');
+  json.key("sites");
+  json.open('[');
+  for (const Site& site : sites) {
+    json.item(), json.open('{');
+    json.field("kind", site.kind);
+    json.field("file", site.where.file);
+    json.field("line", site.where.line);
+    json.field("times", site.times);
     json.close('}');
   }
   json.close(']');

@@ -43,7 +43,7 @@ void copy_async_commit(Where) {
 
 void copy_async_wait(int still_flying, Where where) {
   Thread& t = *current;
-  if (skipped(where)) return;
+  if (skipped("wait", where)) return;
   if (still_flying < 0) {
     finish(t, t.copies.size());
     t.groups.clear();

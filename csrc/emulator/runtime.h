@@ -71,7 +71,7 @@ void set_last_error(cudaError_t error);  // what cudaGetLastError() will return
 size_t dynamic_shared_allowed();         // the most that cudaFuncSetAttribute() has asked for
 void finish_copies(Thread& t);           // does what is left of a thread's asynchronous copies
 
-// -------------------------------------------------------------------------------------------- what Python sets: report.cpp
+// ---------------------------------------------------------------------------------------- what Python sets: report.cpp
 
 enum Order { FORWARD, REVERSED, SHUFFLED };
 struct Options {
@@ -81,7 +81,7 @@ struct Options {
   int capability = 80;       // of the GPU whose limits hold: 75, 80, 86, 89, 90, 100, 120
 };
 extern Options options;
-bool skipped(Where where);  // has Python asked to leave out the barrier or wait that stands there?
+bool skipped(const char* kind, Where where);  // has Python asked to leave out the barrier or wait that stands there?
 
 struct Place {
   const char* file = nullptr;  // known at once ...

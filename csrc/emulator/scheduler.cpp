@@ -159,7 +159,7 @@ void arrive(Where where) {
     wait();
 }
 
-// ------------------------------------------------------------------------------------------------------ warp operations
+// ----------------------------------------------------------------------------------------------------- warp operations
 
 // If all lanes of `mask` that have not returned wait in it, does their operation. They still have to be made ready.
 bool met(int w, uint32_t mask) {
@@ -417,8 +417,7 @@ void trap(const char* what, Where where) {
 }
 
 void barrier(Where where) {
-  if (skipped(where)) return;
-  arrive(where);
+  if (!skipped("barrier", where)) arrive(where);
 }
 
 int barrier_reduce(int predicate, int operation, Where where) {

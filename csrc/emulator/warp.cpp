@@ -92,7 +92,7 @@ void reduce_lanes(void* const* lanes, uint32_t mask) {
 }
 const Operation REDUCE{"__reduce_sync()", reduce_lanes, false};
 
-// --------------------------------------------------------------------------------------------------------- tensor cores
+// -------------------------------------------------------------------------------------------------------- tensor cores
 
 struct LoadMatrices {
   uint32_t* out;
@@ -172,7 +172,7 @@ const Operation MMA{"mma.m16n8k16", multiply_lanes, true};
 }  // namespace
 
 void warp_barrier(uint32_t mask, Where where) {
-  if (!skipped(where)) meet(SYNCWARP, mask, nullptr, where);
+  if (!skipped("warp barrier", where)) meet(SYNCWARP, mask, nullptr, where);
 }
 
 uint64_t shuffle(Direction direction, uint32_t mask, uint64_t value, int by, int width, Where where) {
