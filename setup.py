@@ -50,7 +50,7 @@ class BuildKernels(build_ext):
         package = Path("minigpt" if self.inplace or self.editable_mode else f"{self.build_lib}/minigpt")
         nvcc = runpy.run_path("minigpt/nvcc.py")
         try:
-            built = nvcc["build"]("csrc", package / "_cuda.so", f"{self.build_temp}/cuda")
+            built, _ = nvcc["build"]("csrc", package / "_cuda.so", f"{self.build_temp}/cuda")
             print(f"minigpt: the CUDA kernels were built for sm_{', sm_'.join(built)}", file=sys.stderr)
         except nvcc["NoNvcc"] as reason:
             print(f"minigpt: the CUDA kernels were not built: {reason}", file=sys.stderr)

@@ -133,9 +133,10 @@ def compile(nvcc, source, made, *options):
     return done.stderr
 
 
-def build(csrc, target, temporary):
+def build(csrc, target, temporary, *more):
     """Builds the library `target` from the folder csrc, keeping objects in the folder `temporary`, where those that are
-    newer than all sources are used again. Returns the architectures. NoNvcc where it cannot be done."""
+    newer than all sources are used again; `more` are options for nvcc. Returns the architectures, and what nvcc said of
+    each file that it compiled. NoNvcc where it cannot be done."""
     nvcc = find()
     architectures = wanted(nvcc)
     temporary = Path(temporary, "-".join(architectures))
@@ -155,11 +156,11 @@ def build(csrc, target, temporary):
     def run(job):
         source, made, options = job
         if not made.exists() or made.stat().st_mtime < max(source.stat().st_mtime, newest_header):
-            compile(nvcc, source, made, *options)
+            return source, compile(nvcc, source, made, *options, *more)
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
-        list(pool.map(run, jobs))
+        said = dict(filter(None, pool.map(run, jobs)))
     linker = os.environ.get("CXX") or shutil.which("c++") or "g++"
     _output(linker, "-shared", *(str(made) for _, made, _ in jobs), str(runtime(nvcc)), "-ldl", "-lrt", "-lpthread",
             "-o", str(target))
-    return architectures
+    return architectures, said
