@@ -108,7 +108,7 @@ def build(path, checked: bool, include=()) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(text, encoding="utf-8")
         made = Path(folder, "kernel.o")
-        _compile("-x", "c++", "-c", f"{folder}{path}", *options, "-o", made)
+        _compile("-x", "c++", "-c", f"{folder}{path}", *options, f"-fdebug-prefix-map={folder}=", "-o", made)
         _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic", *CLANG_LINKED * (checked and _is_clang()))
     return library
 

@@ -124,7 +124,7 @@ class Report:
         title = (f"{kernel.name}: {kernel.launches} launch{'es' * (kernel.launches != 1)}, grid {grid}, block {block}, "
                  f"{kernel.shared_bytes} bytes of shared memory, {kernel.barriers} barriers")
         rows = [("line", "memory", "", "warps", "bytes", "sectors", "ideal", "conflicts", "waste")]
-        for line in (line for line in self.lines if line.kernel == kernel.name):
+        for line in sorted((line for line in self.lines if line.kernel == kernel.name), key=_where):
             of_global = line.space == "global"
             rows.append((line.place, line.space, line.kind, str(line.requests), str(line.bytes),
                          str(line.sectors) if of_global else "", str(line.ideal) if of_global else "",
@@ -133,6 +133,12 @@ class Report:
         table = ("  ".join(cell.ljust(w) if i < 3 else cell.rjust(w)
                            for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows)
         return "\n  ".join([title, *table])
+
+
+def _where(line):
+    """Sorts by file, line, memory and access."""
+    file, _, number = line.place.rpartition(":")
+    return file, int(number) if number.isdigit() else 0, line.space, line.kind
 
 
 def _finding(f):
