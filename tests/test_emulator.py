@@ -189,8 +189,7 @@ inline void launch_reverse(float* x, int n) { reverse<float><<<1, n, n * sizeof(
 
 
 @needs_emulator
-def test_what_was_compiled_is_kept_until_something_changes(cu, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_what_was_compiled_is_kept_until_something_changes(cu, monkeypatch):
     compiled = []
     real = build._compile
     monkeypatch.setattr(build, "_compile", lambda *arguments: compiled.append(arguments) or real(*arguments))
