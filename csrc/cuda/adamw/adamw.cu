@@ -1,5 +1,5 @@
-// adamw: one pass over the arrays, everything that a parameter needs in registers at once. squared_norm, which gradients
-// are clipped by, is here, too.
+// adamw: one pass over the arrays, everything that a parameter needs in registers at once. And squared_norm, by which
+// gradients are clipped.
 //
 // Parameters in bfloat16 or float16 are too coarse to be moved by small steps: an addition below half of their last
 // digit is lost. So they have `master` weights in float32, which the step moves, with m and v in float32; the parameter
@@ -26,7 +26,8 @@ struct Step {
 };
 
 // m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
-// weight = weight (1 - lr weight_decay) - lr mhat / (sqrt(vhat) + eps), with mhat = m / (1 - beta1^step), vhat likewise.
+// weight = weight (1 - lr weight_decay) - lr mhat / (sqrt(vhat) + eps),
+// with mhat = m / (1 - beta1^step) and vhat = v / (1 - beta2^step).
 // M is the type of the weights that are moved, of m and of v; P that of the gradients and of the parameters, if these
 // are others.
 template <int N, class P, class M>

@@ -1,7 +1,7 @@
 // softmax and loss in one, without ever storing the probabilities: backward computes them again from lse.
 //
-// One block a row. Forward reads the row once: every thread keeps the maximum m of the numbers it has seen and the sum l
-// of exp(v - m), and scales l down when the maximum rises (the online softmax of attention); at the end the threads'
+// One block a row. Forward reads the row once: every thread keeps the maximum m of the numbers it has seen and the sum
+// l of exp(v - m), and scales l down when the maximum rises (the online softmax of attention); at the end the threads'
 // pairs are brought to one maximum and added up.
 //
 // A vocabulary is rarely a multiple of 8 (50257), so rows begin anywhere. Each row is walked through in three parts:

@@ -1,7 +1,7 @@
 // embedding: rows looked up in two tables and added; backward adds rows of gradients into the tables.
 //
-// A token that occurs twice collects two gradients. Atomic additions would make that correct but their order, and so the
-// rounding, random. Instead the first row that holds a token adds up the gradients of all of its rows, in order: one
+// A token that occurs twice collects two gradients. Atomic additions would make that correct but their order, and so
+// the rounding, random. Instead the first row that holds a token adds up the gradients of all its rows, in order: one
 // block a row, whose threads look at 256 tokens at a time, and stop where they see theirs before their row. The looking
 // costs distinct tokens * rows reads of 8 bytes, from the L2 cache: little beside the gradients up to some ten thousand
 // rows. In a batch of nothing but one token the blocks of one row do all the work.

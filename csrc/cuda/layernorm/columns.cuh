@@ -1,7 +1,7 @@
 // The last step of dweight and dbias: partial sums of every column, (parts, C) in float32, become one sum a column.
 //
-// A block has 32 columns and 32 parts at a time: lanes side by side on columns, so that loads are coalesced. Each thread
-// adds up every 32nd part, then the 32 threads of a column add up theirs in shared memory, in a fixed order.
+// A block has 32 columns and 32 parts at a time, with lanes side by side on columns, so that loads are coalesced. Each
+// thread adds up every 32nd part; then one thread a column adds up what the 32 found, in order.
 #pragma once
 #include "../launch.cuh"
 

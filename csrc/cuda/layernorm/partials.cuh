@@ -11,7 +11,7 @@
 //   ...                       |                  |
 //   partials[b]         dweight dbias      dweight dbias      -> (2, C) float32; sum_columns adds up the blocks'
 //
-// Of rows longer than 16 * MAX_THREADS the sums beyond that are kept in partials[b] itself, where one thread touches each.
+// Of rows longer than 16 * MAX_THREADS the sums beyond that are kept in partials[b], where one thread touches each.
 #pragma once
 #include "../scratch.cuh"
 #include "columns.cuh"

@@ -3,7 +3,7 @@
 //
 //   pack     0  1  2 ... | B  B+1 ...   | 2B ...          B = blockDim.x, a pack is 16 bytes
 //   thread   0  1  2 ... | 0  1  ...    | 0  ...          neighbours read neighbours: coalesced
-//   held        [0]      |     [1]      |   [2]  ...      as many as the template says, unrolled: registers have no index
+//   held        [0]      |     [1]      |   [2]  ...      HELD of them, unrolled, because registers have no index;
 //                                                         the rest of longer rows is read again (from the L2 cache)
 #pragma once
 #include "../launch.cuh"
@@ -49,7 +49,7 @@ constexpr int FORWARD_HELD = N == 1 ? 8 : 32 / N;
 template <int N>
 constexpr int BACKWARD_HELD = N == 1 ? 8 : 16 / N;
 
-// As many whole warps as it takes to give every thread `each` of n items; where MAX_THREADS are not enough, they are it.
+// As many whole warps as it takes to give every thread `each` of n items, but no more than MAX_THREADS.
 inline int64_t threads_for(int64_t n, int64_t each) {
   int64_t threads = 32 * ceil_div(n, 32 * each);
   return threads < MAX_THREADS ? threads : MAX_THREADS;

@@ -1,11 +1,11 @@
 // The end of one branch and the start of the next, fused: h = x + residual, y = layernorm(h).
 //
 // Rung 3 of layernorm forward with two more streams: the row of h is normalised while it is still in registers. Apart,
-// the addition would write h and the norm read it again. Backward is rung 3 of layernorm backward with the gradient that
-// comes along the residual stream added to dx. What is normalised is h as it is stored, rounded to 16 bits where that is
-// its type, because backward sees no other.
-// moved: forward 16 bytes (instead of 20) and 8 FLOPs a number (float32), backward 16 (instead of 24) and 16 FLOPs; half
-//     of the bytes in 16 bits; forward up to 64 registers, backward 120
+// the addition would write h and the norm read it again. What is normalised is h as it is stored, rounded to 16 bits
+// where that is its type, because backward sees no other. Backward is rung 3 of layernorm backward with the gradient
+// that comes along the residual stream added to dx.
+// moved: forward 16 bytes (instead of 20) and 8 FLOPs a number (float32), backward 16 (instead of 24) and 16 FLOPs;
+//     half of the bytes in 16 bits; forward up to 64 registers, backward 120
 // measured: (none yet)
 #include "../layernorm/partials.cuh"
 #include "../layernorm/row.cuh"

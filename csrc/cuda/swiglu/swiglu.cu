@@ -1,6 +1,6 @@
 // swiglu: as gelu, one pack of 16 bytes a thread.
-// moved: forward 12 bytes and about 10 FLOPs a number (float32), backward 20 bytes and 15 FLOPs; half of the bytes in 16
-//     bits; up to 39 registers
+// moved: forward 12 bytes and about 10 FLOPs a number (float32), backward 20 bytes and 15 FLOPs; half of the bytes in
+//     16 bits; up to 39 registers
 // measured: (none yet)
 #include "../activation.cuh"
 #include "../launch.cuh"
