@@ -63,6 +63,7 @@ def test_sanitizer_is_awake(sanitizer):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("isa", ["base", "x86-64-v3", "x86-64-v4"])
 def test_kernels_are_clean_on_many_shapes(sanitizer, isa):
     if isa != "base":
