@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from training import BACKENDS, TINY, assert_same_run, at_step, names, tokens, trainer
 
+from minigpt import ops as backends
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.ops import numpy_ops
@@ -161,6 +162,16 @@ def test_loss_curves_of_both_backends_agree():
     assert all(len(values) == curves.STEPS and values[-1] < values[0] - 0.5 for values in losses.values())
     shares = curves.shares(losses)
     assert "cpp" in shares and max(shares.values()) <= 1, shares
+
+
+@pytest.mark.skipif(backends.available()["emulated"] is not None, reason="the emulator needs a C++ compiler")
+def test_the_emulated_loss_curve_lies_on_the_others():
+    from minigpt.bench import curves
+
+    losses = curves.compare(lambda line: None, steps=6, names=("numpy", "emulated"), n_layer=1, n_head=2, n_embd=16,
+                            block_size=16)
+    shares = curves.shares(losses)
+    assert "emulated" in shares and max(shares.values()) <= 1, shares
 
 
 @pytest.mark.skipif("cpp" not in BACKENDS, reason="the C++ kernels are not built")
