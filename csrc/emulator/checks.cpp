@@ -289,7 +289,7 @@ void saw(const void* pointer, size_t bytes, Kind kind, Code code) {
 }
 
 Code code_of(const void* return_address) {
-  return static_cast<Code>(reinterpret_cast<uint64_t>(return_address) - image_begin);
+  return static_cast<Code>(reinterpret_cast<uint64_t>(return_address) - 1 - image_begin);  // in the call itself
 }
 
 Place place_of(Code code) {
