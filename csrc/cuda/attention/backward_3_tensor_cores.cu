@@ -17,7 +17,7 @@
 // FLOPs: 14 D a pair, 6 D for dq and 8 D for dk and dv. Bytes: a pair of tiles reads 4 D for each of its others, from
 // the L2 cache: 96 FLOPs a byte for dq, 128 for dk and dv. Shared memory: 48 KB for dq and 49 for dk and dv where D is
 // up to 64, 64 KB and 64.5 up to 128; 64 others in a tile there, 32 here. Registers (ptxas, sm_80 and sm_90): 158 and
-// 168, three blocks a multiprocessor; 178 and 228, two.
+// 167, three blocks a multiprocessor; 178 and 230, two.
 //
 // takes: bfloat16, float16; D up to 128; needs sm_80
 // measured: (none yet)
@@ -83,7 +83,7 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dq_tensor_cores(Atte
     to_a<T>(ds, s);
     multiply<D, OTHER>(dq, ds, k);  // dQ += dS K
   }
-  store_rows<D>(dq, shape.scale, a.dq, b, h, i0 + 16 * warp(), shape.Tq, shape.D);
+  store_rows<D>(dq, shape.scale, a.dq, b, h, i0 + 16 * warp(), shape.Tq, shape.D, aligned);
 }
 
 // Keys are owned: a row of the tile is a key, a column a query. grid (B Hkv, tiles of keys).
@@ -157,8 +157,8 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dk_dv_tensor_cores(A
     to_a<T>(left, s);
     multiply<D, OTHER>(dk, left, q);  // dK += dS^T Q
   }
-  store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D);
-  store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D);
+  store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
+  store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
 }
 
 template <int D, int OTHER, class T>
@@ -168,7 +168,7 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   const Scratch<QueryTerms> terms(shape.B * shape.H * padded_queries(shape.Tq), stream);
   if (!terms.data) return;
   compute_query_terms(a, terms.data, stream);
-  const bool aligned = rows_aligned(a.q, 8) && rows_aligned(a.k, 8) && rows_aligned(a.v, 8) && rows_aligned(a.dout, 8);
+  const bool aligned = in_chunks(a);
   auto dq = dq_tensor_cores<D, OTHER, T>;
   auto dk_dv = dk_dv_tensor_cores<D, OTHER, T>;
   cudaFuncSetAttribute(dq, cudaFuncAttributeMaxDynamicSharedMemorySize, TILES);

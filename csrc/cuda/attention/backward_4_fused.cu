@@ -11,7 +11,7 @@
 //
 // FLOPs: 10 D a pair, where the rung before has 14 D. Bytes: what dk and dv read there, and 4 D bytes of additions in
 // the L2 cache for each query and each tile of 64 keys; then dq once more, to be scaled and rounded. Scratch memory:
-// B H Tq D floats. Shared memory: 40.5 KB for D up to 64, 72.5 KB up to 128. Registers (ptxas): 164; 240.
+// B H Tq D floats. Shared memory: 40.5 KB for D up to 64, 72.5 KB up to 128. Registers (ptxas): 166; 240.
 // Not the default: every run should give the same.
 //
 // takes: bfloat16, float16; D up to 128; not deterministic; needs sm_80
@@ -138,8 +138,8 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(Attent
     __syncthreads();                                                                               // dS is here
     add_to_dq<D, OTHER>(dq_sum + ((b * shape.H + h) * padded_queries(shape.Tq) + i0) * D, ds, k);  // dQ += dS K
   }
-  store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D);
-  store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D);
+  store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
+  store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
 }
 
 // One warp a query. grid (B H, padded queries / 8), block (32, 8).
@@ -162,7 +162,7 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   if (!terms.data || !dq_sum.data) return;
   cudaMemsetAsync(dq_sum.data, 0, heads * queries * D * sizeof(float), stream);
   compute_query_terms(a, terms.data, stream);
-  const bool aligned = rows_aligned(a.q, 8) && rows_aligned(a.k, 8) && rows_aligned(a.v, 8) && rows_aligned(a.dout, 8);
+  const bool aligned = in_chunks(a);
   auto kernel = all_gradients<D, OTHER, T>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
   const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN), of_queries(heads, queries / 8), rows(32, 8);

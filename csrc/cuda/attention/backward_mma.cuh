@@ -10,6 +10,13 @@ constexpr int WARPS = 4, THREADS = 32 * WARPS, OWN = 16 * WARPS;
 __device__ inline int lane() { return threadIdx.x % 32; }
 __device__ inline int warp() { return threadIdx.x / 32; }
 
+// Whether rows can be read in chunks of 16 bytes and written in pairs.
+template <class T>
+bool in_chunks(const AttentionGradients<T>& a) {
+  return rows_aligned(a.q, 8) && rows_aligned(a.k, 8) && rows_aligned(a.v, 8) && rows_aligned(a.dout, 8) &&
+         rows_aligned(a.dq, 2) && rows_aligned(a.dk, 2) && rows_aligned(a.dv, 2);
+}
+
 // Starts the copy of ROWS rows of head (b, h) from t0 on, with zeros from row `end` and column `columns` on. A thread
 // copies the same chunk of every STEP-th row; STEP is a multiple of 8, so its place is the same in all of them.
 template <int ROWS, int D, class T>
@@ -75,10 +82,10 @@ __device__ void to_a(uint32_t (&a)[N / 2][4], const float (&c)[N][4]) {
   }
 }
 
-// Writes the 16 rows of a warp.
+// Writes the 16 rows of a warp, two numbers at a time where rows are `aligned`.
 template <int D, class T>
 __device__ void store_rows(const float (&c)[D / 8][4], float scale, Heads<T> to, int64_t b, int64_t h, int64_t t0,
-                           int64_t end, int columns) {
+                           int64_t end, int columns, bool aligned) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int64_t t = t0 + lane() / 4 + 8 * half;
@@ -86,10 +93,13 @@ __device__ void store_rows(const float (&c)[D / 8][4], float scale, Heads<T> to,
     T* row = to.row(b, h, t);
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const int d = 8 * n + lane() % 4 * 2 + i;
-        if (d < columns) row[d] = from_float<T>(scale * c[n][2 * half + i]);
+      const int d = 8 * n + lane() % 4 * 2;
+      const float low = scale * c[n][2 * half], high = scale * c[n][2 * half + 1];
+      if (aligned && d + 1 < columns) {
+        *reinterpret_cast<uint32_t*>(row + d) = pack<T>(low, high);
+      } else {
+        if (d < columns) row[d] = from_float<T>(low);
+        if (d + 1 < columns) row[d + 1] = from_float<T>(high);
       }
     }
   }
