@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 SAY_IF_NOT_BUILT = $(BIN)/python -c "from minigpt import ops; why = ops.available()['cpp']; why and print('minigpt:', why)"
-SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml
+SOURCES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml
 
 demo: .venv/installed
 	$(BIN)/minigpt demo
@@ -20,7 +20,7 @@ bench: .venv/installed-dev
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $$(find csrc tests -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $$(find csrc minigpt tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .venv/made:
 	$(PYTHON) -m venv .venv

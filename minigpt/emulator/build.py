@@ -92,7 +92,8 @@ def build(path, checked: bool, include=()) -> Path:
     path = os.path.abspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(2, "no such file", path)
-    files = with_local_includes(path)
+    include = [os.path.abspath(folder) for folder in include]
+    files = with_local_includes(path, include)
     options = [*_flags(checked), "-DMINIGPT_EMULATED",
                *(f"-I{folder}" for folder in (*include, sources() / "emulator", sources() / "emulator" / "include")),
                "-include", "cuda_on_cpu.h"]
@@ -108,7 +109,8 @@ def build(path, checked: bool, include=()) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(text, encoding="utf-8")
         made = Path(folder, "kernel.o")
-        _compile("-x", "c++", "-c", f"{folder}{path}", *options, f"-fdebug-prefix-map={folder}=", "-o", made)
+        _compile("-x", "c++", "-c", f"{folder}{path}", *(f"-I{folder}{original}" for original in include), *options,
+                 f"-fdebug-prefix-map={folder}=", "-o", made)
         _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic", *CLANG_LINKED * (checked and _is_clang()))
     return library
 

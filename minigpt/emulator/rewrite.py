@@ -101,8 +101,9 @@ def _configuration_ends(code, start, where):
     raise SyntaxProblem(f"{where}: <<< without >>>")
 
 
-def with_local_includes(path: str) -> dict[str, str]:
-    """{path: rewritten text} of a file and of every file that it reaches by #include "..."."""
+def with_local_includes(path: str, folders=()) -> dict[str, str]:
+    """{path: rewritten text} of a file and of every file that it reaches by #include "...": beside the file that asks,
+    or in `folders`."""
     files, waiting = {}, [os.path.abspath(path)]
     while waiting:
         path = waiting.pop()
@@ -110,6 +111,7 @@ def with_local_includes(path: str) -> dict[str, str]:
             continue
         text = Path(path).read_text(encoding="utf-8")
         files[path] = rewrite(text, path)
-        beside = (os.path.normpath(os.path.join(os.path.dirname(path), name)) for name in LOCAL_INCLUDE.findall(text))
-        waiting += filter(os.path.isfile, beside)
+        for name in LOCAL_INCLUDE.findall(text):
+            places = (os.path.normpath(os.path.join(folder, name)) for folder in (os.path.dirname(path), *folders))
+            waiting += [place for place in places if os.path.isfile(place)][:1]
     return files
