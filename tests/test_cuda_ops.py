@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minigpt import ops
+from minigpt import emulator, ops
 from minigpt.ops import budget16, numpy_ops
 from minigpt.ops.bfloat16 import to_float32
 
@@ -86,3 +86,42 @@ def test_bfloat16_of_numpy_goes_through():
     x = np.float32([[1.0, 2.5, -3.0]])
     y = ops.load("emulated").gelu_forward(budget16.to_stored(x, "bfloat16"))
     np.testing.assert_allclose(to_float32(y), numpy_ops.gelu_forward(x), rtol=2.0**-8)
+
+
+def counted(op, *arguments, kernel):
+    """The lines of a kernel that touch memory, and what they move, as the emulator counts them."""
+    with emulator.watch() as report:
+        getattr(ops.load("emulated"), op)(*arguments, kernel=kernel)
+    assert not report.findings
+    return [line for line in report.lines if line.bytes >= 4096]          # not a number a row, or a block
+
+
+def test_the_ladder_of_layernorm_is_what_its_headers_say():
+    rng = np.random.default_rng(3)
+    x, weight = rng.normal(size=(64, 768)).astype(np.float32), np.ones(768, np.float32)
+    naive, warp, packs = (counted("layernorm_forward", x, weight, kernel=kernel)
+                          for kernel in ("naive", "warp_per_row", "vectorised"))
+    assert max(line.waste for line in naive) == 8                         # a sector of 32 bytes for each float
+    assert all(line.waste == 1 for line in warp + packs)
+    reads_of_x = [sum(line.sectors for line in lines if line.kind == "read") * 32 / x.nbytes for lines in (warp, packs)]
+    assert reads_of_x == [4, 2]                                           # x thrice or once, and the weight
+    asked = [sum(line.requests for line in lines if line.kind == "write") for lines in (warp, packs)]
+    assert asked[0] == 4 * asked[1]                                       # 16 bytes a thread
+
+    _, mean, rstd = numpy_ops.layernorm_forward(x, weight)
+    two_passes, partials = (counted("layernorm_backward", x, x, weight, mean, rstd, kernel=kernel)
+                            for kernel in ("two_passes", "partials"))
+    rows = [sum(line.bytes for line in lines if line.kind == "read" and "row.cuh" in line.place) for lines in
+            (two_passes, partials)]
+    assert rows == [0, 2 * x.nbytes]                                      # x and dy, once
+    assert sum(line.bytes for line in two_passes if line.kind == "read" and line.space == "global") > 6 * x.nbytes
+
+
+def test_linear_on_tensor_cores_has_no_bank_conflicts():
+    rng = np.random.default_rng(4)
+    x, weight, dy = (budget16.to_stored(rng.normal(size=shape).astype(np.float32), "bfloat16")
+                     for shape in ((128, 64), (128, 64), (128, 128)))
+    lines = (counted("linear_forward", x, weight, kernel="tensor_cores")
+             + counted("linear_backward", dy, x, weight, kernel="tensor_cores"))
+    shared = [line for line in lines if line.space == "shared"]
+    assert len(shared) >= 6 and not any(line.conflicts for line in shared)
