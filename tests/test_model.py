@@ -233,8 +233,8 @@ def test_the_start_is_gpt2s():
 @pytest.mark.parametrize("preset", ["char", "llama-char"])
 def test_nothing_large_is_allocated_after_the_first_step(backend, preset):
     """tracemalloc sees NumPy's arrays; the smallest activation of this batch is larger than the limit."""
-    if backend == "numpy":
-        pytest.skip("NumPy's expressions make arrays")
+    if backend in ("numpy", "emulated"):
+        pytest.skip({"numpy": "NumPy's expressions make arrays", "emulated": "it would take a minute"}[backend])
     config = ModelConfig.preset(preset)
     model, (tokens, targets) = GPT(config, backend), batch(config, B=12)
     small, small_targets = batch(config, B=5, T=33)
