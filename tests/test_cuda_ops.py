@@ -125,3 +125,13 @@ def test_linear_on_tensor_cores_has_no_bank_conflicts():
              + counted("linear_backward", dy, x, weight, kernel="tensor_cores"))
     shared = [line for line in lines if line.space == "shared"]
     assert len(shared) >= 6 and not any(line.conflicts for line in shared)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "emulated"])
+def test_nothing_to_do(backend):
+    """Arrays without elements, for which a grid would have no blocks."""
+    o, x = ops.load(backend), np.zeros((0, 5), np.float32)
+    assert o.gelu_forward(x).shape == o.gelu_backward(x, x).shape == o.swiglu_forward(x, x).shape == x.shape
+    assert [d.shape for d in o.swiglu_backward(x, x, x)] == [x.shape] * 2
+    o.adamw(x.copy(), x, x.copy(), x.copy(), 1, 0.1)
+    assert o.squared_norm(x) == 0

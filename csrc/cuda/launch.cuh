@@ -20,3 +20,6 @@ bool aligned(Place... place) {
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The grid for n items: at least one block, which finds nothing to do where n is 0, because an empty grid is an error.
+inline int64_t blocks_of(int64_t n, int64_t each) { return n ? ceil_div(n, each) : 1; }

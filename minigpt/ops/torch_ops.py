@@ -82,8 +82,7 @@ def layernorm_forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
 
 @layernorm_forward.register_fake
 def _(x, weight, bias, eps):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), *(
-        _fake(name, x, x.shape[:-1]) for name in ("mean", "rstd"))
+    return x.new_empty(x.shape), *(_fake(name, x, x.shape[:-1]) for name in ("mean", "rstd"))
 
 
 @_operator

@@ -94,7 +94,7 @@ extern "C" void adamw(int64_t dtype, void* param, const void* grad, void* m, voi
     using T = decltype(number);
     with_width<float>(aligned(param, grad, m, v, master), [&](auto width) {
       constexpr int N = decltype(width)::value;  // 4 numbers: 16 bytes of float32, 8 of the others
-      const int64_t blocks = ceil_div(n, THREADS * N);
+      const int64_t blocks = blocks_of(n, THREADS * N);
       if (master) {
         adamw_kernel<N>
             <<<blocks, THREADS, 0, stream>>>(step, (T*)param, (const T*)grad, (float*)m, (float*)v, master, n);
@@ -109,8 +109,9 @@ extern "C" void adamw(int64_t dtype, void* param, const void* grad, void* m, voi
 extern "C" void squared_norm(int64_t dtype, const void* x, double* norm, int64_t n, cudaStream_t stream) {
   by_dtype(dtype, [&](auto number) {
     using T = decltype(number);
-    const int64_t parts = ceil_div(n, THREADS * ITEMS);
+    const int64_t parts = blocks_of(n, THREADS * ITEMS);
     Scratch<double> partials(parts, stream);
+    if (!partials.data) return;
     with_width<T>(aligned(x), [&](auto width) {
       constexpr int N = decltype(width)::value;
       squared_norm_kernel<N><<<parts, THREADS, 0, stream>>>((const T*)x, partials.data, n);

@@ -32,7 +32,7 @@ extern "C" void gelu_forward(int64_t dtype, const void* x, void* y, int64_t n, c
     using T = decltype(number);
     with_width<T>(aligned(x, y), [&](auto width) {
       constexpr int N = decltype(width)::value;
-      gelu_forward_kernel<T, N><<<ceil_div(n, THREADS * N), THREADS, 0, stream>>>((const T*)x, (T*)y, n);
+      gelu_forward_kernel<T, N><<<blocks_of(n, THREADS * N), THREADS, 0, stream>>>((const T*)x, (T*)y, n);
     });
   });
 }
@@ -44,7 +44,7 @@ extern "C" void gelu_backward(int64_t dtype, const void* dy, const void* x, void
     with_width<T>(aligned(dy, x, dx), [&](auto width) {
       constexpr int N = decltype(width)::value;
       gelu_backward_kernel<T, N>
-          <<<ceil_div(n, THREADS * N), THREADS, 0, stream>>>((const T*)dy, (const T*)x, (T*)dx, n);
+          <<<blocks_of(n, THREADS * N), THREADS, 0, stream>>>((const T*)dy, (const T*)x, (T*)dx, n);
     });
   });
 }

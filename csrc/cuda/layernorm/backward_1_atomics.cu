@@ -44,6 +44,7 @@ extern "C" void layernorm_backward_atomics(int64_t dtype, const void* dy, const 
                                            const float* mean, const float* rstd, void* dx, void* dweight, void* dbias,
                                            int64_t rows, int64_t C, int64_t accumulate, cudaStream_t stream) {
   Scratch<float> sums(2 * C, stream);  // dweight, dbias
+  if (!sums.data) return;
   cudaMemsetAsync(sums.data, 0, 2 * C * sizeof(float), stream);
   by_dtype(dtype, [&](auto number) {
     using T = decltype(number);

@@ -79,6 +79,7 @@ void layernorm_backward_partials(const void* dh, const void* dy, const void* x, 
                                  bool accumulate, cudaStream_t stream) {
   const int64_t blocks = partial_blocks(rows);
   Scratch<float> partials(blocks * 2 * C, stream);
+  if (!partials.data) return;
   with_width<T>(aligned(dh, dy, x, weight, dx, C * sizeof(T)), [&](auto width) {
     constexpr int N = decltype(width)::value;
     layernorm_backward_partials_kernel<T, N><<<blocks, threads_for(C / N, BACKWARD_HELD<N>), 0, stream>>>(

@@ -95,6 +95,7 @@ extern "C" void rmsnorm_backward(int64_t dtype, const void* dy, const void* x, c
                                  cudaStream_t stream) {
   const int64_t blocks = partial_blocks(rows);
   Scratch<float> partials(blocks * C, stream);
+  if (!partials.data) return;
   by_dtype(dtype, [&](auto number) {
     using T = decltype(number);
     with_width<T>(aligned(dy, x, weight, dx, C * sizeof(T)), [&](auto width) {

@@ -39,7 +39,7 @@ extern "C" void swiglu_forward(int64_t dtype, const void* gate, const void* up, 
     with_width<T>(aligned(gate, up, y), [&](auto width) {
       constexpr int N = decltype(width)::value;
       swiglu_forward_kernel<T, N>
-          <<<ceil_div(n, THREADS * N), THREADS, 0, stream>>>((const T*)gate, (const T*)up, (T*)y, n);
+          <<<blocks_of(n, THREADS * N), THREADS, 0, stream>>>((const T*)gate, (const T*)up, (T*)y, n);
     });
   });
 }
@@ -50,7 +50,7 @@ extern "C" void swiglu_backward(int64_t dtype, const void* dy, const void* gate,
     using T = decltype(number);
     with_width<T>(aligned(dy, gate, up, dgate, dup), [&](auto width) {
       constexpr int N = decltype(width)::value;
-      swiglu_backward_kernel<T, N><<<ceil_div(n, THREADS * N), THREADS, 0, stream>>>(
+      swiglu_backward_kernel<T, N><<<blocks_of(n, THREADS * N), THREADS, 0, stream>>>(
           (const T*)dy, (const T*)gate, (const T*)up, (T*)dgate, (T*)dup, n);
     });
   });
