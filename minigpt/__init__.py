@@ -17,12 +17,13 @@ _HOME = {
     "num_threads": "ops",
     "set_num_threads": "ops",
 }
-__all__ = [*_HOME, "ops"]
+_MODULES = ("ops", "emulator")
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name):
-    if name == "ops":
-        return importlib.import_module(".ops", __name__)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module 'minigpt' has no attribute {name!r}")
