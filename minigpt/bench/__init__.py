@@ -7,6 +7,7 @@
     minigpt bench all --keep     all of it, some eight minutes (with --data, sixteen); kept in minigpt/bench/results,
                                  README and headers redone
     minigpt bench curves         fifty steps of training on every backend: one loss curve on top of the other
+    minigpt bench gpu --out FILE   builds, tests, sanitizes and measures the CUDA kernels where there is a GPU: gpu.py
     minigpt bench tables         the README's table and the kernels' headers again, from the newest result kept
 
 The peer is measured as people run it ("default") and at its best settings ("best"): torch with
@@ -36,13 +37,15 @@ SECONDS = {"ops": 1.0, "train": 6, "decode": 6, "shakespeare": 0}  # meant for o
 
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=(*SECTIONS, "all", "curves", "tables"),
+    parser.add_argument("what", choices=(*SECTIONS, "all", "curves", "gpu", "tables"),
                         help="what to measure; tables: only rewrite them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
     parser.add_argument("--data", metavar="FILE", help="the text for shakespeare, which all leaves out without it")
     parser.add_argument("--only", metavar="WORDS", help="only the training settings whose name holds WORDS")
     parser.add_argument("--keep", action="store_true", help="keep the result in minigpt/bench/results, redo the tables")
+    parser.add_argument("--out", metavar="FILE", help="gpu: the JSON file to write")
+    parser.add_argument("--emulated", action="store_true", help="gpu: tries the program on the emulator")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: tries everything, measures nothing")
 
 
@@ -54,6 +57,11 @@ def run(args):
         for path in tables.write():
             print(f"rewrote {path}")
         return 0
+    if args.what == "gpu":
+        if not args.out:
+            raise ValueError("bench gpu: needs a file for what it measures, --out FILE")
+        from . import gpu
+        return gpu.run(args.out, args.emulated, _progress)
     if args.only and args.what not in ("train", "all"):
         raise ValueError(f"bench: --only picks training settings, it means nothing for {args.what}")
     if args.what == "curves":
@@ -71,7 +79,7 @@ def run(args):
     result = measure(sections, args.threads, data=args.data, only=args.only, tiny=args.tiny, progress=_progress)
     print(tables.terminal(result))
     if args.json:
-        _write_json(Path(args.json), result)
+        write_json(Path(args.json), result)
         picture.ladders(result, Path(args.json).with_suffix(".png"))
     if args.keep:
         path = tables.keep(result)
@@ -131,7 +139,7 @@ def _progress(line):
     print(f"{line:<110.110}", end=end, file=sys.stderr, flush=True)
 
 
-def _write_json(path, result):
+def write_json(path, result):
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
