@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from minigpt import nvcc
 from minigpt.cli import main
 from minigpt.commands import doctor
 from minigpt.commands.doctor import arithmetic_checks, compiler_name
@@ -33,6 +34,24 @@ def test_what_is_worth_having_is_named(capsys, monkeypatch):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert out.endswith("Worth having: pip install no_such_package\n") and "Nothing is missing" not in out
+
+
+def test_cuda_is_told_but_never_asked_for(capsys, monkeypatch):
+    """What stands in the way of the CUDA kernels is said in a line; it is nobody's fault."""
+    def missing():
+        raise nvcc.NoNvcc("no nvcc: nowhere")
+
+    monkeypatch.setattr(nvcc, "find", missing)
+    monkeypatch.setattr(nvcc, "seen", lambda: ["90"])
+    main(["doctor"])
+    report, _, advice = capsys.readouterr().out.partition("What to do next:")
+    assert "GPUs here: sm_90" in report and "not to be built: no nvcc: nowhere" in report and "nvcc" not in advice
+    monkeypatch.setattr(nvcc, "find", lambda: "/opt/nvcc")
+    monkeypatch.setattr(nvcc, "version", lambda path: "13.0")
+    monkeypatch.setattr(nvcc, "offered", lambda path: ["80", "90"])
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert "nvcc 13.0, /opt/nvcc: compiles for sm_80 sm_90" in out and "builds the kernels for: sm_90" in out
 
 
 def test_the_compiler_has_a_name():

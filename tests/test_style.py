@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from minigpt import ops
+from minigpt import nvcc, ops
+from minigpt.ops import cuda_call, numpy_ops
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "csrc" / "cpp"
+CUDA_KERNELS = ROOT / "csrc" / "cuda"
 RUNG = re.compile(r"(?:(forward|backward)_)?(\d+)_(\w+)\.cpp")         # 3_threads.cpp, forward_2_online_softmax.cpp
 
 
@@ -65,12 +67,28 @@ def test_every_rung_is_a_file_and_every_file_a_rung():
     assert used == {(*key, name) for key, names in files.items() for name in names}
 
 
-@pytest.mark.parametrize("path", [path for path in sorted(KERNELS.glob("*/*.cpp")) if RUNG.fullmatch(path.name)],
-                         ids=lambda path: f"{path.parent.name}/{path.name}")
+HEADED = [*sorted(path for path in KERNELS.glob("*/*.cpp") if RUNG.fullmatch(path.name)),
+          *sorted(CUDA_KERNELS.glob("*/*.cu"))]
+
+
+@pytest.mark.parametrize("path", HEADED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_rungs_say_what_they_do_and_what_they_measured(path):
     header = re.match(r"(//.*\n)+", path.read_text())
     assert header and len(header[0].splitlines()) >= 3
     assert re.search(r"^// measured: ", header[0], re.MULTILINE)
+
+
+def test_every_cuda_file_is_reached_and_understood():
+    """Each has a launcher of an op; and where a line of its header begins as if to say what it takes, it says so in the
+    form that is read."""
+    found = cuda_call.find_rungs(vars(numpy_ops))
+    assert {rung.path for rungs in found.values() for rung in rungs} == set(CUDA_KERNELS.glob("*/*.cu"))
+    for path in CUDA_KERNELS.glob("*/*.cu"):
+        said = [line for line in path.read_text().splitlines() if line.startswith("// takes")]
+        assert len(said) <= 1 and all(cuda_call.TAKES.fullmatch(line) for line in said), path
+        assert not said or nvcc.NEEDS.search(said[0]) or "needs" not in said[0], path
+    for op, rungs in found.items():
+        assert len({rung.signature.parameters for rung in rungs}) == 1, f"{op}: the rungs have different signatures"
 
 
 def test_torch_is_imported_only_where_it_is_the_subject():
