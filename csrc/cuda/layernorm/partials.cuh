@@ -17,10 +17,12 @@
 #include "columns.cuh"
 #include "row.cuh"
 
-template <class T, int N>
+// RESIDUAL: there is a dh, which is added to dx, and may lie where dx does.
+template <class T, int N, bool RESIDUAL>
 __global__ void __launch_bounds__(MAX_THREADS, 1)
-    layernorm_backward_partials_kernel(const T* dh, const T* dy, const T* x, const T* weight, const float* mean,
-                                       const float* rstd, T* dx, float* partials, int64_t rows, int64_t C) {
+    layernorm_backward_partials_kernel(const T* dh, const T* __restrict__ dy, const T* __restrict__ x,
+                                       const T* __restrict__ weight, const float* mean, const float* rstd, T* dx,
+                                       float* partials, int64_t rows, int64_t C) {
   using P = Pack<T, N>;
   constexpr int HELD = BACKWARD_HELD<N>;
   __shared__ float slots[2][2][32];
@@ -36,6 +38,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1)
   for (int64_t r = blockIdx.x; r < rows; r += gridDim.x, turn ^= 1) {
     const float mu = mean[r], scale = rstd[r];
     Row<T, N, HELD> x_row(x + r * C, packs), dy_row(dy + r * C, packs);
+    Row<T, N, HELD> dh_row(dh + r * C, RESIDUAL ? packs : 0);
 
     float sums[2] = {};  // of dxhat and of dxhat * xhat
     each_pack<HELD>(packs, [&](int i, int h) {
@@ -52,7 +55,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1)
     // dx = rstd * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat)) (+ dh), and the row's share of dweight and dbias
     each_pack<HELD>(packs, [&](int i, int h) {
       P v = x_row(i, h), d = dy_row(i, h), w = ((const P*)weight)[i], along = {};
-      if (dh) along = ((const P*)(dh + r * C))[i];
+      if (RESIDUAL) along = dh_row(i, h);
       float* to_dweight = h >= 0 ? dweight[h] : block_dweight + i * N;
       float* to_dbias = h >= 0 ? dbias[h] : block_dbias + i * N;
       for (int k = 0; k < N; k++) {
@@ -73,7 +76,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1)
   });
 }
 
-template <class T>
+template <class T, bool RESIDUAL>
 void layernorm_backward_partials(const void* dh, const void* dy, const void* x, const void* weight, const float* mean,
                                  const float* rstd, void* dx, void* dweight, void* dbias, int64_t rows, int64_t C,
                                  bool accumulate, cudaStream_t stream) {
@@ -82,7 +85,7 @@ void layernorm_backward_partials(const void* dh, const void* dy, const void* x, 
   if (!partials.data) return;
   with_width<T>(aligned(dh, dy, x, weight, dx, C * sizeof(T)), [&](auto width) {
     constexpr int N = decltype(width)::value;
-    layernorm_backward_partials_kernel<T, N><<<blocks, threads_for(C / N, BACKWARD_HELD<N>), 0, stream>>>(
+    layernorm_backward_partials_kernel<T, N, RESIDUAL><<<blocks, threads_for(C / N, BACKWARD_HELD<N>), 0, stream>>>(
         (const T*)dh, (const T*)dy, (const T*)x, (const T*)weight, mean, rstd, (T*)dx, partials.data, rows, C);
   });
   sum_columns<T>(partials.data, blocks, 2 * C, C, accumulate, dweight, stream);
