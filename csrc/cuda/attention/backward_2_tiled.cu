@@ -181,7 +181,8 @@ __global__ __launch_bounds__(THREADS, 2) void dk_dv_tiled(AttentionGradients<T> 
       for (int c = 0; c < 4; c++) {
         const int column = thread_x() + 8 * c;
         const QueryTerms of_i = terms[(b * shape.H + h) * padded_queries(shape.Tq) + i0 + column];
-        const int64_t visible = shape.visible_keys(i0 + column) - j0;
+        // a query past the end is all 0, but 0 times an infinite key is NaN: it sees nothing
+        const int64_t visible = i0 + column < shape.Tq ? shape.visible_keys(i0 + column) - j0 : 0;
 #pragma unroll
         for (int r = 0; r < R; r++) {
           const int row = thread_y() + 16 * r;
