@@ -1,5 +1,10 @@
-// What the rungs of the backward pass share: their arguments in one struct and, from the second rung on, what a pair
-// needs to know of its query.
+// What the rungs of the backward pass share: the ladder, their arguments in one struct and, from the second rung on, what
+// a pair needs to know of its query.
+//
+//   rows            three kernels, a warp per row: delta, dq, and dk with dv; nothing is added up by two
+//   tiled           the same two walks in tiles, from shared memory into register tiles; float32 arithmetic
+//   tensor_cores    all products as matrix instructions; P and dS never leave the registers
+//   fused           one walk for all three gradients, with atomic additions: what determinism costs
 #pragma once
 #include "../numbers.cuh"
 #include "attention.cuh"

@@ -1,4 +1,4 @@
-// The gradients of attention, one warp a row, in float32: slow, and plain enough to check the others against.
+// The gradients of attention, one warp a row: slow, and plain enough to check the others against.
 // Three kernels, one for each kind of row. A result is written by the one warp that owns it, which reads what it needs
 // from everybody: so no two warps add to the same number, and no result depends on their order. The price is that the
 // probabilities are computed twice more, once for the queries and once for the keys:
@@ -6,11 +6,10 @@
 //   dq      warp of query i, over its keys j:      p = exp(s - lse),  dq_i += scale ds k_j
 //   dk, dv  warp of key j, over the queries i that see it, in every head of the group:
 //                                                  p again,           dk_j += scale ds q_i,  dv_j += p dout_i
-// FLOPs: 2 D a product, 3 products a pair for dq and 4 for dk and dv: 7, where 5 would do. Bytes: every pair reads two
-// rows of D floats in each kernel, 16 D bytes for 14 D FLOPs; what makes it bearable is that neighbours hit the cache.
-// Shared memory: none. D up to 256.
 //
 // takes: float32, bfloat16, float16; D up to 256
+// moved: every pair reads two rows of D numbers in each kernel, 16 D bytes of float32, mostly out of the caches, for 14 D
+//     FLOPs: 3 products for dq and 4 for dk and dv, which makes 7 where 5 would do
 // measured: (none yet)
 #include "../scratch.cuh"
 #include "backward.cuh"

@@ -12,14 +12,15 @@
 // The rows come through shared memory in slices of 32 columns, whatever D is, so that any GPU has room for them; the
 // gradients stay in registers until the end. Rows of a slice are 36 floats apart, and those of P and dS 40: the eight
 // rows, or the four, that are read at once then lie in different banks.
-// FLOPs: 14 D a pair. Bytes: a pair of tiles reads the slices of all rows for the scores, and those of the others once
-// more, 896 D bytes for dq and 1024 D for dk and dv, from the L2 cache: 14 and 16 FLOPs a byte. Shared memory: 37 KB for
-// dq, 47 KB for dk and dv, 23 and 28 for D over 128. Registers (ptxas): 128 to 254.
 //
 // takes: float32, bfloat16, float16; D up to 256
+// moved: a pair of tiles reads the slices of all rows for the scores, and those of the others once more: 896 D bytes for
+//     dq and 1024 D for dk and dv, of float32, from the L2 cache; 14 D FLOPs a pair, 14 to 16 a byte
+// shared memory: 37 KB for dq, 47 KB for dk and dv; 23 and 28 KB for D over 128. Registers: 128 to 254
 // measured: (none yet)
 #include "../scratch.cuh"
 #include "backward.cuh"
+#include "four.cuh"
 
 constexpr int THREADS = 128, OTHER = 32, SLICE = 32;
 using SliceRow = float[SLICE + 4];
@@ -27,7 +28,7 @@ using ScoreRow = float[OTHER + 8];
 
 __device__ inline int thread_x() { return threadIdx.x % 8; }
 __device__ inline int thread_y() { return threadIdx.x / 8; }
-__device__ inline float4 load4(const float* x) { return *reinterpret_cast<const float4*>(x); }
+__device__ inline float4 at4(const float* x) { return *reinterpret_cast<const float4*>(x); }
 
 // Copies the columns from d0 on, of `rows` rows from t0 on; zeros from row `end` and column D on.
 template <class T>
@@ -46,10 +47,10 @@ __device__ void multiply_transposed(const SliceRow* a, const SliceRow* b, float 
   for (int d = 0; d < SLICE; d += 4) {
     float4 bj[4];
 #pragma unroll
-    for (int j = 0; j < 4; j++) bj[j] = load4(&b[thread_x() + 8 * j][d]);
+    for (int j = 0; j < 4; j++) bj[j] = at4(&b[thread_x() + 8 * j][d]);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      const float4 ar = load4(&a[thread_y() + 16 * r][d]);
+      const float4 ar = at4(&a[thread_y() + 16 * r][d]);
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         c[r][j] += ar.x * bj[j].x;
@@ -68,10 +69,10 @@ __device__ void multiply(const ScoreRow* a, const SliceRow* b, float (&c)[R][4])
   for (int j = 0; j < OTHER; j += 4) {
     float4 bj[4];
 #pragma unroll
-    for (int n = 0; n < 4; n++) bj[n] = load4(&b[j + n][4 * thread_x()]);
+    for (int n = 0; n < 4; n++) bj[n] = at4(&b[j + n][4 * thread_x()]);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      const float4 ar = load4(&a[thread_y() + 16 * r][j]);
+      const float4 ar = at4(&a[thread_y() + 16 * r][j]);
       const float along[4] = {ar.x, ar.y, ar.z, ar.w};
 #pragma unroll
       for (int n = 0; n < 4; n++) {
@@ -87,26 +88,24 @@ __device__ void multiply(const ScoreRow* a, const SliceRow* b, float (&c)[R][4])
 // Writes the rows that a block owns, held in the registers of its threads, slice by slice.
 template <class T, int R, int SLICES>
 __device__ void store_rows(const float (&x)[SLICES][R][4], float scale, Heads<T> to, int64_t b, int64_t h, int64_t t0,
-                           int64_t end, int64_t D) {
+                           int64_t end, int D, bool aligned) {
 #pragma unroll
   for (int r = 0; r < R; r++) {
     const int64_t t = t0 + thread_y() + 16 * r;
     if (t >= end) break;
-    T* row = to.row(b, h, t);
 #pragma unroll
     for (int n = 0; n < SLICES; n++) {
-#pragma unroll
-      for (int c = 0; c < 4; c++) {
-        const int d = SLICE * n + 4 * thread_x() + c;
-        if (d < D) row[d] = from_float<T>(scale * x[n][r][c]);
-      }
+      const float (&four)[4] = x[n][r];
+      const int d = SLICE * n + 4 * thread_x();
+      store4(to.row(b, h, t) + d, make_float4(scale * four[0], scale * four[1], scale * four[2], scale * four[3]),
+             D - d, aligned);
     }
   }
 }
 
 // SLICES cover D; R rows a thread, so that a block owns 16 R. grid (B H, tiles of queries).
 template <class T, int SLICES, int R>
-__global__ __launch_bounds__(THREADS, 2) void dq_tiled(AttentionGradients<T> a, const QueryTerms* terms) {
+__global__ __launch_bounds__(THREADS, 2) void dq_tiled(AttentionGradients<T> a, const QueryTerms* terms, bool aligned) {
   constexpr int OWN = 16 * R;
   __shared__ SliceRow q[OWN], dout[OWN], k[OTHER], v[OTHER];
   __shared__ ScoreRow ds[OWN];
@@ -150,12 +149,13 @@ __global__ __launch_bounds__(THREADS, 2) void dq_tiled(AttentionGradients<T> a, 
       multiply(ds, k, dq[n]);  // dQ += dS K
     }
   }
-  store_rows(dq, shape.scale, a.dq, b, h, i0, shape.Tq, shape.D);
+  store_rows(dq, shape.scale, a.dq, b, h, i0, shape.Tq, shape.D, aligned);
 }
 
 // grid (B Hkv, tiles of keys). P and dS are transposed here: a row for each key that the block owns.
 template <class T, int SLICES, int R>
-__global__ __launch_bounds__(THREADS, 2) void dk_dv_tiled(AttentionGradients<T> a, const QueryTerms* terms) {
+__global__ __launch_bounds__(THREADS, 2) void dk_dv_tiled(AttentionGradients<T> a, const QueryTerms* terms,
+                                                          bool aligned) {
   constexpr int OWN = 16 * R;
   __shared__ SliceRow k[OWN], v[OWN], q[OTHER], dout[OTHER];
   __shared__ ScoreRow p[OWN], ds[OWN];
@@ -201,8 +201,8 @@ __global__ __launch_bounds__(THREADS, 2) void dk_dv_tiled(AttentionGradients<T> 
       }
     }
   }
-  store_rows(dk, shape.scale, a.dk, b, hkv, j0, shape.Tk, shape.D);
-  store_rows(dv, 1.0f, a.dv, b, hkv, j0, shape.Tk, shape.D);
+  store_rows(dk, shape.scale, a.dk, b, hkv, j0, shape.Tk, shape.D, aligned);
+  store_rows(dv, 1.0f, a.dv, b, hkv, j0, shape.Tk, shape.D, aligned);
 }
 
 template <class T, int SLICES, int R>
@@ -212,10 +212,11 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   const Scratch<QueryTerms> terms(shape.B * shape.H * padded_queries(shape.Tq), stream);
   if (!terms.data) return;
   compute_query_terms(a, terms.data, stream);
+  const bool aligned = rows_aligned(a.dq, 4) && rows_aligned(a.dk, 4) && rows_aligned(a.dv, 4);
   const dim3 of_queries(shape.B * shape.H, (shape.Tq + OWN - 1) / OWN);
   const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN);
-  dq_tiled<T, SLICES, R><<<of_queries, THREADS, 0, stream>>>(a, terms.data);
-  dk_dv_tiled<T, SLICES, R><<<of_keys, THREADS, 0, stream>>>(a, terms.data);
+  dq_tiled<T, SLICES, R><<<of_queries, THREADS, 0, stream>>>(a, terms.data, aligned);
+  dk_dv_tiled<T, SLICES, R><<<of_keys, THREADS, 0, stream>>>(a, terms.data, aligned);
 }
 
 extern "C" void attention_backward_tiled(int64_t dtype, const void* dout, int64_t dout_batch, int64_t dout_head,

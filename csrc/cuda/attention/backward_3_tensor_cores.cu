@@ -2,7 +2,7 @@
 // and walks over tiles of others, once for dq and once for dk and dv. What changed:
 //   a product is a row of 16 x 8 x 16 matrix instructions, and a warp owns 16 rows alone: P and dS, which it computes,
 //   are the left factors of its own next products. They never leave its registers, and no warp waits for another.
-//   tiles lie swizzled in shared memory (backward_mma.cuh): ldmatrix reads eight rows without a bank conflict.
+//   tiles lie swizzled in shared memory (swizzle.cuh): ldmatrix reads eight rows without a bank conflict.
 //   the next tile is copied by cp.async while this one is multiplied; one barrier a tile.
 //   2^x is one instruction, and only tiles that the diagonal or the end crosses are masked.
 //
@@ -11,23 +11,29 @@
 //               P  = 2^(S - lse)                           P^T  = 2^(S^T - lse)         dV += P^T dO
 //               dS = P * (dP - delta)   dQ += dS K         dS^T = P^T * (dP^T - delta)  dK += dS^T Q
 //
+//             other: 64 rows as columns          other: D columns
+//            +-------------------------+        +----------------+
+//       own  | warp 0: 16 rows of S,   |        | dQ of warp 0   |      S, dP: 8 pieces of 16 x 8 numbers each, 4 a lane;
+//       64   | dP, then of P, dS       |   ->   | 16 rows        |      P, dS: the same, as 4 left factors of 16 x 16
+//       rows | warp 1 ...              |        | warp 1 ...     |      (to_a in backward_mma.cuh)
+//            +-------------------------+        +----------------+
+//
 // Seven products, where one kernel for all three gradients (the next rung) does five: S and dP are computed twice. But
 // each gradient has one owner, who adds up in one order: the result is the same, to the bit, in every run.
 //
-// FLOPs: 14 D a pair, 6 D for dq and 8 D for dk and dv. Bytes: a pair of tiles reads 4 D for each of its others, from
-// the L2 cache: 96 FLOPs a byte for dq, 128 for dk and dv. Shared memory: 48 KB for dq and 49 for dk and dv where D is
-// up to 64, 64 KB and 64.5 up to 128; 64 others in a tile there, 32 here. Registers (ptxas, sm_80 and sm_90): 158 and
-// 167, three blocks a multiprocessor; 178 and 230, two.
-//
 // takes: bfloat16, float16; D up to 128; needs sm_80
+// moved: a pair of tiles reads 4 D bytes for each of its others, from the L2 cache: 96 FLOPs a byte for dq, 128 for dk
+//     and dv; 14 D FLOPs a pair (6 D for dq)
+// shared memory: 48 KB for dq, 49 for dk and dv; for D over 64, with tiles of 32 others instead of 64, 64 and 64.5 KB.
+//     Registers: 159 and 168, three blocks a multiprocessor; for D over 64 166, and 244 with two blocks
 // measured: (none yet)
 #include "../scratch.cuh"
 #include "backward_mma.cuh"
 
 // Queries are owned: the rows of S, P and dS. grid (B H, tiles of queries).
 template <int D, int OTHER, class T>
-__global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dq_tensor_cores(AttentionGradients<T> a,
-                                                                            const QueryTerms* terms, bool aligned) {
+__global__ __launch_bounds__(THREADS, 3) void dq_tensor_cores(AttentionGradients<T> a, const QueryTerms* terms,
+                                                              bool aligned) {
   extern __shared__ uint4 shared[];
   T* const q = reinterpret_cast<T*>(shared);  // OWN rows
   T* const dout = q + OWN * D;                // OWN rows
@@ -68,16 +74,25 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dq_tensor_cores(Atte
     float s[OTHER / 8][4] = {}, dp[OTHER / 8][4] = {};
     multiply_rows<D, OTHER>(s, q, 16 * warp(), k);      // S = Q K^T, without the scale
     multiply_rows<D, OTHER>(dp, dout, 16 * warp(), v);  // dP = dO V^T
-    const bool masked = j0 + OTHER > unmasked;
-    const int visible[2] = {int(shape.visible_keys(i0 + g) - j0), int(shape.visible_keys(i0 + g + 8) - j0)};
 #pragma unroll
     for (int m = 0; m < OTHER / 8; m++) {
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        float p = exp2_approx(scale2 * s[m][e] - of_i[e / 2].lse2);  // P = exp(S - lse)
-        if (masked && 8 * m + 2 * t + e % 2 >= visible[e / 2]) p = 0;
-        s[m][e] = p * (dp[m][e] - of_i[e / 2].delta);  // dS = P * (dP - delta)
+      for (int e = 0; e < 4; e++) s[m][e] = exp2_approx(scale2 * s[m][e] - of_i[e / 2].lse2);  // P = exp(S - lse)
+    }
+    if (j0 + OTHER > unmasked) {
+      const int visible[2] = {int(shape.visible_keys(i0 + g) - j0), int(shape.visible_keys(i0 + g + 8) - j0)};
+#pragma unroll
+      for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          if (8 * m + 2 * t + e % 2 >= visible[e / 2]) s[m][e] = 0;
+        }
       }
+    }
+#pragma unroll
+    for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+      for (int e = 0; e < 4; e++) s[m][e] *= dp[m][e] - of_i[e / 2].delta;  // dS = P * (dP - delta)
     }
     uint32_t ds[OTHER / 16][4];
     to_a<T>(ds, s);
@@ -136,14 +151,18 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dk_dv_tensor_cores(A
     float s[OTHER / 8][4] = {}, dp[OTHER / 8][4] = {};
     uint32_t left[OTHER / 16][4];
     multiply_rows<D, OTHER>(s, k, 16 * warp(), q);  // S^T = K Q^T, without the scale
-    const bool masked = i0 < unmasked;
 #pragma unroll
     for (int m = 0; m < OTHER / 8; m++) {
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const int column = 8 * m + 2 * t + e % 2;
-        s[m][e] = exp2_approx(scale2 * s[m][e] - of[column].lse2);  // P^T = exp(S^T - lse)
-        if (masked && i0 + column < seen_from[e / 2]) s[m][e] = 0;
+      for (int e = 0; e < 4; e++) s[m][e] = exp2_approx(scale2 * s[m][e] - of[8 * m + 2 * t + e % 2].lse2);
+    }  // P^T = exp(S^T - lse)
+    if (i0 < unmasked) {
+#pragma unroll
+      for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          if (i0 + 8 * m + 2 * t + e % 2 < seen_from[e / 2]) s[m][e] = 0;
+        }
       }
     }
     to_a<T>(left, s);

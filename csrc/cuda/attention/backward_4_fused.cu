@@ -9,12 +9,12 @@
 //    64 keys  | dS^T, from 4 warps |                transposed on the way out by ldmatrix, and costs one more
 //             +--------------------+                barrier a tile.
 //
-// FLOPs: 10 D a pair, where the rung before has 14 D. Bytes: what dk and dv read there, and 4 D bytes of additions in
-// the L2 cache for each query and each tile of 64 keys; then dq once more, to be scaled and rounded. Scratch memory:
-// B H Tq D floats. Shared memory: 40.5 KB for D up to 64, 72.5 KB up to 128. Registers (ptxas): 166; 240.
 // Not the default: every run should give the same.
 //
 // takes: bfloat16, float16; D up to 128; not deterministic; needs sm_80
+// moved: what dk and dv read in the rung before, and 4 D bytes of additions in the L2 cache for each query and each tile
+//     of 64 keys; then dq once more, to be scaled and rounded. 10 D FLOPs a pair, where the rung before has 14 D
+// shared memory: 40.5 KB, 72.5 KB for D over 64. Registers: 168 and 244. Scratch memory: B H Tq D floats
 // measured: (none yet)
 #include "../scratch.cuh"
 #include "backward_mma.cuh"
@@ -114,14 +114,18 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(Attent
     float s[OTHER / 8][4] = {}, dp[OTHER / 8][4] = {};
     uint32_t left[OTHER / 16][4];
     multiply_rows<D, OTHER>(s, k, 16 * warp(), q);  // S^T = K Q^T, without the scale
-    const bool masked = i0 < unmasked;
 #pragma unroll
     for (int m = 0; m < OTHER / 8; m++) {
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const int column = 8 * m + 2 * t + e % 2;
-        s[m][e] = exp2_approx(scale2 * s[m][e] - of[column].lse2);  // P^T = exp(S^T - lse)
-        if (masked && i0 + column < seen_from[e / 2]) s[m][e] = 0;
+      for (int e = 0; e < 4; e++) s[m][e] = exp2_approx(scale2 * s[m][e] - of[8 * m + 2 * t + e % 2].lse2);
+    }  // P^T = exp(S^T - lse)
+    if (i0 < unmasked) {
+#pragma unroll
+      for (int m = 0; m < OTHER / 8; m++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          if (i0 + 8 * m + 2 * t + e % 2 < seen_from[e / 2]) s[m][e] = 0;
+        }
       }
     }
     to_a<T>(left, s);
