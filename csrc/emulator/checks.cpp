@@ -354,6 +354,7 @@ void before_block() {
   block_era = ++era;
   for (int i = 0; i < MAX_THREADS; ++i) clock_of[i] = 1;
   std::memset(seen, 0, sizeof seen);
+  counters::before_block();
 }
 
 void after_launch() {
@@ -442,6 +443,13 @@ void filled(const void* pointer, size_t bytes) {
     if (uint64_t both = begin | bytes; both & ((1u << r->shift) - 1)) r->refine(__builtin_ctzll(both));
     for (Cell* cell = r->cell(begin); cell <= r->cell(std::min(begin + bytes, r->end) - 1); ++cell) cell->filled = true;
   }
+}
+
+const char* array_of(uint64_t address, int64_t& offset) {
+  Region* near;
+  const Region* r = region_of(address, 0, near);
+  offset = r == nullptr ? 0 : static_cast<int64_t>(address - r->begin);
+  return r == nullptr ? "" : r->name.c_str();
 }
 
 // A kernel sees copies of Python's arrays, each with nothing near it, so that what is out of bounds is nobody's. Arrays

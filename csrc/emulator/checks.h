@@ -36,6 +36,8 @@ void allocated(void* pointer, size_t bytes, Where where);  // global memory: it 
 void released(void* pointer);
 void filled(const void* pointer, size_t bytes);
 
+const char* array_of(uint64_t address, int64_t& offset);  // its name, and where in it the address is
+
 // The arrays that Python hands to a kernel: all are added, then each address is exchanged for that of a guarded copy.
 void add_array(const char* name, void* address, size_t bytes, size_t element, bool writable);
 void* guarded(void* address);
@@ -50,6 +52,7 @@ struct Json;
 namespace counters {
 
 void before_launch();  // of `launched`
+void before_block();
 void log(uint64_t address, size_t bytes, Space space, Kind kind, Code code);
 void flush(
     int warp);  // its lanes are at the same point: what they did since the last time is counted, lane beside lane

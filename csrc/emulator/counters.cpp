@@ -15,7 +15,8 @@
 namespace emulator::counters {
 namespace {
 
-constexpr size_t NOTES = 2048;  // of one lane, before the others have to catch up
+constexpr const char* words_of[] = {"read", "write", "atomic"};  // of a Kind
+constexpr size_t NOTES = 2048;                                   // of one lane, before the others have to catch up
 
 struct Note {
   uint64_t address;
@@ -57,6 +58,20 @@ struct Site {
 };
 std::vector<Site> sites;
 
+// An instruction of a warp, as it happened, for pictures of who touches what when.
+struct Traced {
+  const Kernel* kernel;
+  uint3 block;
+  int warp, step;  // step: how many barriers the block had passed
+  Code code;
+  Kind kind;
+  std::string array;
+  int bytes;                                   // of each lane
+  std::vector<std::pair<int, int64_t>> lanes;  // their numbers, and where in the array: an offset in bytes
+};
+std::vector<Traced> trace;
+int step = 0;
+
 // How many sectors the lanes touch; `distinct` gets the bytes, each counted once.
 int sectors(const Note* const* lane, int n, int64_t& distinct) {
   uint64_t begins[WARP];
@@ -91,9 +106,20 @@ int conflicts(const Note* const* lane, int n) {
   return turns - 1;
 }
 
-// One instruction of a warp: lanes[0 .. n) are the notes of the lanes numbered `numbers`.
-void count(const Note* const* lane, const int* numbers, int n) {
+void keep(int warp, const Note* const* lane, const int* numbers, int n) {
+  int64_t offset;
+  Traced t{
+      kernel,         blockIdx, warp, step, lane[0]->code, lane[0]->kind, checks::array_of(lane[0]->address, offset),
+      lane[0]->bytes, {}};
+  for (int i = 0; i < n; ++i)
+    if (t.array == checks::array_of(lane[i]->address, offset)) t.lanes.emplace_back(numbers[i], offset);
+  trace.push_back(std::move(t));
+}
+
+// One instruction of a warp: lane[0 .. n) are the notes of the lanes numbered `numbers`.
+void count(int warp, const Note* const* lane, const int* numbers, int n) {
   const Note& first = *lane[0];
+  if (trace.size() < static_cast<size_t>(options.trace)) keep(warp, lane, numbers, n);
   Line& line = lines[{kernel, first.code, first.space, first.kind}];
   ++line.requests;
   for (int i = 0; i < n; ++i) line.bytes += lane[i]->bytes;
@@ -116,7 +142,7 @@ void flush_in_step(const std::vector<int>& lanes, int first, size_t length) {
   for (size_t i = 0; i < length; ++i) {
     int n = 0;
     for (int l : lanes) lane[n++] = &notes[first + l][i];
-    count(lane, lanes.data(), n);
+    count(first / WARP, lane, lanes.data(), n);
   }
 }
 
@@ -140,7 +166,7 @@ void flush_apart(const std::vector<int>& lanes, int first) {
     }
   }
   for (auto& [instruction, of_instruction] : groups)
-    for (Group& group : of_instruction) count(group.lane, group.numbers, group.n);
+    for (Group& group : of_instruction) count(first / WARP, group.lane, group.numbers, group.n);
 }
 
 }  // namespace
@@ -190,9 +216,12 @@ void flush_all() {
   for (int w = 0; w < MAX_WARPS; ++w) flush(w);
 }
 
+void before_block() { step = 0; }
+
 void barrier() {
-  ++kernel->barriers;
   flush_all();
+  ++kernel->barriers;
+  ++step;
 }
 
 void tensor_flops(int64_t flops) {
@@ -209,6 +238,7 @@ void passed(const char* kind, Where where) {
 }
 
 void clear() {
+  trace.clear();
   sites.clear();
   kernels.clear();
   lines.clear();
@@ -236,7 +266,7 @@ void write(Json& json) {
     json.field("kernel", key.kernel->name);
     json.key("place"), write_place(json, place_of(key.code));
     json.field("space", key.space == GLOBAL ? "global" : "shared");
-    json.field("kind", key.kind == READ ? "read" : key.kind == WRITE ? "write" : "atomic");
+    json.field("kind", words_of[key.kind]);
     json.field("requests", line.requests);
     json.field("bytes", line.bytes);
     json.field("sectors", line.sectors);
@@ -250,9 +280,29 @@ void write(Json& json) {
   for (const Site& site : sites) {
     json.item(), json.open('{');
     json.field("kind", site.kind);
-    json.field("file", site.where.file);
-    json.field("line", site.where.line);
+    json.key("place"), write_place(json, site.where);
     json.field("times", site.times);
+    json.close('}');
+  }
+  json.close(']');
+  json.key("trace");
+  json.open('[');
+  for (const Traced& t : trace) {
+    json.item(), json.open('{');
+    json.field("kernel", t.kernel->name);
+    json.index("block", t.block);
+    json.field("warp", t.warp);
+    json.field("step", t.step);
+    json.key("place"), write_place(json, place_of(t.code));
+    json.field("array", t.array);
+    json.field("kind", words_of[t.kind]);
+    json.field("bytes", t.bytes);
+    json.key("lanes"), json.open('[');
+    for (auto [number, offset] : t.lanes) json.item(), json.number(number);
+    json.close(']');
+    json.key("offsets"), json.open('[');
+    for (auto [number, offset] : t.lanes) json.item(), json.number(offset);
+    json.close(']');
     json.close('}');
   }
   json.close(']');

@@ -67,8 +67,11 @@ class Library:
         function.restype, function.argtypes = None, [p.ctype for p in signature.parameters]
         with self._lock:
             self._library.emulator_clear()
-            for option, value in (DEFAULTS | options).items():
-                self._library.emulator_set(option.encode(), ctypes.c_int64(value))
+            skip = options.get("skip")
+            file, _, line = (skip or ":0").rpartition(":")
+            self._library.emulator_skip(file.encode() if skip else None, int(line))
+            for option in DEFAULTS:
+                self._library.emulator_set(option.encode(), ctypes.c_int64(options.get(option, DEFAULTS[option])))
             if self.checked:                                            # arrays are copied, apart from each other
                 self._guard(taken, arguments)
                 words = [self._library.emulator_guarded(ctypes.c_void_p(word)) if isinstance(x, np.ndarray) else word
@@ -91,20 +94,21 @@ DEFAULTS = dict(warp_order=0, block_order=0, seed=0, copies_early=0, trace=0)
 
 
 @contextlib.contextmanager
-def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=False):
+def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, skip=None):
     """Collects what kernels do, in a Report; mistakes become findings in it instead of errors. Works for compile()d
     files and for ops.load("emulated").
 
     Threads take turns here, in an order that no GPU promises: `warps` and `blocks` choose one ("forward", "reversed",
     "shuffled" by `seed`). `copies`: whether an asynchronous copy happens as "early" as it may, or as "late". `trace`:
-    keep every access, in order."""
+    keep this many accesses of warps, in their order, in report.trace. `skip`: leave out the barrier or wait that stands
+    there, a "file:line" of report.sites."""
     global _watching
     for name, value, known in (("warps", warps, ORDERS), ("blocks", blocks, ORDERS), ("copies", copies, COPIES)):
         if value not in known:
             raise ValueError(f"watch: {name} is {value!r}, must be one of {', '.join(known)}")
     before = _watching
     options = dict(warp_order=ORDERS.index(warps), block_order=ORDERS.index(blocks), seed=seed,
-                   copies_early=COPIES.index(copies), trace=int(trace))
+                   copies_early=COPIES.index(copies), trace=int(trace), skip=skip)
     _watching = Report(), options
     try:
         yield _watching[0]

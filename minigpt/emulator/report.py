@@ -78,7 +78,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
-    trace: list[dict] = field(default_factory=list)           # accesses in their order, where watch(trace=True) asked
+    sites: set[str] = field(default_factory=set)              # "file:line" of every barrier and wait that was reached
+    trace: list[dict] = field(default_factory=list)           # what warps touched, in order, where watch(trace=) asked
 
     def add(self, seen: dict):
         """Takes in what the runtime says of one call: the dictionary of its JSON."""
@@ -95,6 +96,7 @@ class Report:
             line = self._same(self.lines, Line(*(one[name] for name in key)), key)
             for name in ("requests", "bytes", "sectors", "ideal", "conflicts"):
                 setattr(line, name, getattr(line, name) + one[name])
+        self.sites |= {site["place"] for site in seen.get("sites", ())}
         self.trace += seen.get("trace", ())
 
     @staticmethod
