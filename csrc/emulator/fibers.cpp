@@ -1,16 +1,13 @@
-// Fibers: a thread of the GPU is a stack of its own on the CPU, and switching to another thread is to save the registers
-// that a function call must keep, to change the stack pointer, and to restore. That is a dozen instructions on x86-64 and
-// on arm64; elsewhere the C library does it (ucontext), twenty times slower.
+// Fibers: a thread of the GPU is a stack of its own on the CPU. Switching to another is to save the registers that must
+// survive, to change the stack pointer, and to restore: a dozen instructions on x86-64 (runtime.h, inlined) and on
+// arm64; elsewhere the C library does it (ucontext), twenty times slower.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
 #include "runtime.h"
-
-#if !defined(__x86_64__) && !defined(__aarch64__)
-#include <ucontext.h>
-#endif
 
 namespace emulator {
 namespace {
@@ -18,50 +15,50 @@ namespace {
 constexpr size_t STACK = 256 << 10;  // of address space; the system gives memory to the pages that are touched
 constexpr size_t PAGE = 64 << 10;  // at least: the lowest part of a stack is closed, so that overflowing it is a fault
 
-char* stacks = nullptr;
 int fibers_made = 0;
 
 }  // namespace
 
-struct Fiber {
-  void* stack_pointer = nullptr;
-  char* top = nullptr;
-  void (*main)() = nullptr;
-#if !defined(__x86_64__) && !defined(__aarch64__)
-  ucontext_t context;
-#endif
-};
+char *stacks = nullptr, *stacks_end = nullptr;
+
+Fiber* new_fiber(void (*main)()) {
+  if (stacks == nullptr) {
+    void* space =
+        mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (space == MAP_FAILED) {
+      std::fprintf(stderr, "minigpt emulator: no memory for the stacks of %d threads\n", MAX_THREADS);
+      std::abort();
+    }
+    stacks = static_cast<char*>(space);
+    stacks_end = stacks + STACK * MAX_THREADS;
+  }
+  char* bottom = stacks + STACK * static_cast<size_t>(fibers_made);
+  mprotect(bottom, PAGE, PROT_NONE);
+  Fiber* fiber = new Fiber;
+  // Stacks that began at multiples of 256 KiB would fight for the same few lines of the cache: begin each a bit lower.
+  fiber->top = bottom + STACK - static_cast<size_t>(fibers_made % 64) * 1088;
+  fiber->main = main;
+  ++fibers_made;
+  restart(fiber);
+  return fiber;
+}
+
+Fiber* fiber_of_caller() {
+  static Fiber fiber;
+  return &fiber;
+}
 
 #if defined(__x86_64__)
-// The registers that a call preserves go on the stack, the stack pointer into *from; then the same backwards.
-extern "C" void emulator_switch(void** from, void* to);
-asm(R"(
-.text
-.globl emulator_switch
-.hidden emulator_switch
-.type emulator_switch, @function
-emulator_switch:
-  push %rbp
-  push %rbx
-  push %r12
-  push %r13
-  push %r14
-  push %r15
-  mov %rsp, (%rdi)
-  mov %rsi, %rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbx
-  pop %rbp
-  ret
-.size emulator_switch, .-emulator_switch
-)");
-constexpr int SAVED = 6;  // words below the address to return to
-
+// As switch_fiber() leaves a stack: where to go on, and the frame pointer. main begins as if it had been called.
+void restart(Fiber* fiber) {
+  void** top = reinterpret_cast<void**>(fiber->top);
+  *--top = nullptr;  // nobody to return to
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(fiber->main);
+  fiber->stack_pointer = top;
+}
 #elif defined(__aarch64__)
-extern "C" void emulator_switch(void** from, void* to);
+// The registers that a call preserves go on the stack, the stack pointer into *from; then the same backwards.
 asm(R"(
 .text
 .globl emulator_switch
@@ -96,48 +93,10 @@ emulator_switch:
   ret
 .size emulator_switch, .-emulator_switch
 )");
-#endif
 
-Fiber* new_fiber(void (*main)()) {
-  if (stacks == nullptr) {
-    void* space =
-        mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (space == MAP_FAILED) {
-      std::fprintf(stderr, "minigpt emulator: no memory for the stacks of %d threads\n", MAX_THREADS);
-      std::abort();
-    }
-    stacks = static_cast<char*>(space);
-  }
-  char* bottom = stacks + STACK * static_cast<size_t>(fibers_made);
-  mprotect(bottom, PAGE, PROT_NONE);
-  Fiber* fiber = new Fiber;
-  // Stacks that began at multiples of 256 KiB would fight for the same few lines of the cache: begin each a bit lower.
-  fiber->top = bottom + STACK - static_cast<size_t>(fibers_made % 64) * 1088;
-  fiber->main = main;
-  ++fibers_made;
-  restart(fiber);
-  return fiber;
-}
-
-Fiber* fiber_of_caller() {
-  static Fiber fiber;
-  return &fiber;
-}
-
-bool on_fiber_stack(const void* address) { return address >= stacks && address < stacks + STACK * MAX_THREADS; }
-
-#if defined(__x86_64__)
-void restart(Fiber* fiber) {
-  void** top = reinterpret_cast<void**>(fiber->top);
-  *--top = nullptr;                               // nobody called main
-  *--top = reinterpret_cast<void*>(fiber->main);  // the first switch returns into it
-  for (int i = 0; i < SAVED; ++i) *--top = nullptr;
-  fiber->stack_pointer = top;
-}
-#elif defined(__aarch64__)
 void restart(Fiber* fiber) {
   void** top = reinterpret_cast<void**>(fiber->top) - 20;
-  for (int i = 0; i < 20; ++i) top[i] = nullptr;
+  std::fill(top, top + 20, nullptr);
   top[11] = reinterpret_cast<void*>(fiber->main);  // x30: the first switch returns into it
   fiber->stack_pointer = top;
 }
@@ -149,13 +108,5 @@ void restart(Fiber* fiber) {
   makecontext(&fiber->context, fiber->main, 0);
 }
 #endif
-
-void switch_fiber(Fiber* from, Fiber* to) {
-#if defined(__x86_64__) || defined(__aarch64__)
-  emulator_switch(&from->stack_pointer, to->stack_pointer);
-#else
-  swapcontext(&from->context, &to->context);
-#endif
-}
 
 }  // namespace emulator

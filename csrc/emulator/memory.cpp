@@ -1,7 +1,8 @@
 // Memory: what launchers allocate, and the asynchronous copies of kernels.
 //
 // An asynchronous copy may happen at any time between its issue and the wait for it. The emulator does it as late as
-// allowed, or as early (options.copies_early): a missing wait shows in the one, a buffer refilled too soon in the other.
+// allowed, or as early (options.copies_early): a missing wait shows in the one, a buffer refilled too soon in the
+// other.
 #include <unordered_map>
 
 #include "checks.h"

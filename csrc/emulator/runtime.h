@@ -1,10 +1,14 @@
 // The inside of the emulator: what its own files know of each other. A kernel sees cuda_on_cpu.h only.
 //
-// Everything is in one place because everything happens one after another: one launch at a time (a lock sees to it), one
-// block at a time, one thread at a time. A thread runs until it has to wait for others; then the next one runs.
+// Everything is in one place because everything happens one after another: one launch at a time (a lock sees to it),
+// one block at a time, one thread at a time. A thread runs until it has to wait for others; then the next one runs.
 #pragma once
 #define EMULATOR_RUNTIME 1
 #include <vector>
+
+#if !defined(__x86_64__) && !defined(__aarch64__)
+#include <ucontext.h>
+#endif
 
 #include "cuda_on_cpu.h"
 
@@ -15,17 +19,57 @@ constexpr size_t MAX_DYNAMIC_SHARED = 256 << 10;
 
 // ------------------------------------------------------------------------------------------------- fibers: fibers.cpp
 
-struct Fiber;                               // a stack, and where its code stopped
-Fiber* new_fiber(void (*main)());           // `main` must not return
-void restart(Fiber*);                       // it begins anew, what it was doing is forgotten
-void switch_fiber(Fiber* from, Fiber* to);  // continues `to`; returns when somebody switches back
-Fiber* fiber_of_caller();                   // for the code that is on no fiber of ours
-bool on_fiber_stack(const void* address);   // is it a local variable of some thread?
+struct Fiber {  // a stack, and where its code stopped
+  void* stack_pointer = nullptr;
+  char* top = nullptr;
+  void (*main)() = nullptr;
+#if !defined(__x86_64__) && !defined(__aarch64__)
+  ucontext_t context;
+#endif
+};
+Fiber* new_fiber(void (*main)());  // `main` must not return
+void restart(Fiber*);              // it begins anew, what it was doing is forgotten
+Fiber* fiber_of_caller();          // for the code that is on no fiber of ours
+
+extern char *stacks, *stacks_end;
+inline bool on_fiber_stack(const void* p) { return p >= stacks && p < stacks_end; }  // a local variable of some thread?
+
+// Continues `to`; returns when somebody switches back.
+#if defined(__x86_64__)
+// Below what the compiler may use under the stack pointer go the frame pointer and the place to go on; all other
+// registers the compiler saves, because they are named as changed. It is inlined, and goes on by a jump: then the CPU
+// guesses right where the functions around it return to, since all threads wait in the same functions.
+inline __attribute__((always_inline)) void switch_fiber(Fiber* from, Fiber* to) {
+  void** save = &from->stack_pointer;
+  void* load = to->stack_pointer;
+  asm volatile(
+      "lea -128(%%rsp), %%rsp\n"
+      "push %%rbp\n"
+      "lea 1f(%%rip), %%rax\n"
+      "push %%rax\n"
+      "mov %%rsp, (%0)\n"
+      "mov %1, %%rsp\n"
+      "pop %%rax\n"
+      "pop %%rbp\n"
+      "jmp *%%rax\n"
+      "1: lea 128(%%rsp), %%rsp\n"
+      : "+D"(save), "+S"(load)
+      :
+      : "rax", "rbx", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory", "cc", "xmm0",
+        "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",
+        "xmm14", "xmm15");
+}
+#elif defined(__aarch64__)
+extern "C" void emulator_switch(void** from, void* to);
+inline void switch_fiber(Fiber* from, Fiber* to) { emulator_switch(&from->stack_pointer, to->stack_pointer); }
+#else
+inline void switch_fiber(Fiber* from, Fiber* to) { swapcontext(&from->context, &to->context); }
+#endif
 
 // ------------------------------------------------------------------------------------------- threads: scheduler.cpp
 
-// A warp operation: the lanes of a mask meet, and the last to come does the work for all, meet(lanes, mask); lanes[i] is
-// what lane i handed in. `whole` operations (tensor cores) need all 32 lanes.
+// A warp operation: the lanes of a mask meet, and the last to come does the work for all, meet(lanes, mask); lanes[i]
+// is what lane i handed in. `whole` operations (tensor cores) need all 32 lanes.
 using Meet = void (*)(void* const* lanes, uint32_t mask);
 struct Operation {
   const char* name;
@@ -45,10 +89,9 @@ struct Thread {
   uint3 index;
   Fiber* fiber = nullptr;
   bool returned = false;
-  const Operation* waits_for = nullptr;  // what it waits in: a warp operation ...
+  const Operation* waits_for = nullptr;  // the last warp operation it waited for
   uint32_t mask = 0;
-  void* args = nullptr;
-  bool at_barrier = false;  // ... or the block's barrier
+  bool at_barrier = false;  // it waits for the block's barrier
   Where where;
   std::vector<AsyncCopy> copies;  // asynchronous copies under way, oldest first
   std::vector<int> groups;        // how many of them each commit closed

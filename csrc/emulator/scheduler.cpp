@@ -1,8 +1,8 @@
 // Runs the threads of a launch: block after block, and in a block one thread until it has to wait, then the next.
 //
 // A thread that never waits costs no switch: it is a function call, and the next thread is called from the same stack.
-// A thread that waits keeps its stack, a fiber, and the next thread runs on another one. Who is ready is a bit: one word
-// a warp, one word for the block.
+// A thread that waits keeps its stack, a fiber, and the next thread runs on another one. Who is ready is a bit: one
+// word a warp, one word for the block.
 #include <algorithm>
 #include <mutex>
 #include <numeric>
@@ -30,7 +30,10 @@ struct Warp {
   uint32_t waiting = 0;   // by lane: those in a warp operation
   uint32_t returned = 0;  // by lane: those that have returned, or never were (a block of 48 threads)
   int lane_at[WARP], position_of[WARP];
-  void* args[WARP];  // of the lanes that are waiting
+  void* args[WARP];                      // of the lanes that are waiting
+  const Operation* operation = nullptr;  // what they wait for, with this mask ...
+  uint32_t mask = 0;
+  bool mixed = false;  // ... unless they differ
 };
 Warp warps[MAX_WARPS];
 int warp_at[MAX_WARPS], warp_position[MAX_WARPS];
@@ -49,6 +52,16 @@ void make_ready(const Thread& t) {
   Warp& warp = warps[t.id / WARP];
   warp.ready |= 1u << warp.position_of[t.id % WARP];
   ready_warps |= 1u << warp_position[t.id / WARP];
+}
+
+void make_ready(int w, uint32_t lanes) {
+  Warp& warp = warps[w];
+  if (options.warp_order == FORWARD) {  // positions are lanes
+    warp.ready |= lanes;
+  } else {
+    for (; lanes != 0; lanes &= lanes - 1) warp.ready |= 1u << warp.position_of[__builtin_ctz(lanes)];
+  }
+  ready_warps |= 1u << warp_position[w];
 }
 
 // Takes the next thread that can run, one of warp w if there is one; null when all wait.
@@ -161,26 +174,26 @@ void arrive(Where where) {
 
 // ----------------------------------------------------------------------------------------------------- warp operations
 
-// If all lanes of `mask` that have not returned wait in it, does their operation. They still have to be made ready.
-bool met(int w, uint32_t mask) {
+// If all lanes of `mask` that have not returned wait with it, does their operation and returns them, or else 0.
+uint32_t met(int w, uint32_t mask) {
   Warp& warp = warps[w];
-  uint32_t needed = mask & ~warp.returned;
-  if ((warp.waiting & needed) != needed) return false;
-  const Operation* operation = nullptr;
-  void* args[WARP] = {};
-  for (uint32_t rest = needed; rest != 0; rest &= rest - 1) {
-    const Thread& t = threads[w * WARP + __builtin_ctz(rest)];
-    if (t.mask != mask) return false;
-    if (operation != nullptr && t.waits_for != operation) {
+  const uint32_t needed = mask & ~warp.returned;
+  if ((warp.waiting & needed) != needed) return 0;
+  const Operation* operation = warp.operation;
+  if (warp.mixed) {
+    const Thread& first = threads[w * WARP + __builtin_ctz(needed)];
+    operation = first.waits_for;
+    for (uint32_t rest = needed; rest != 0; rest &= rest - 1) {
+      const Thread& t = threads[w * WARP + __builtin_ctz(rest)];
+      if (t.mask != mask) return 0;
+      if (t.waits_for == operation) continue;
       found("warp",
             text("lanes of warp %d do different things under the mask 0x%08x: %s in {0}, %s in {1}", w, mask,
                  t.waits_for->name, operation->name),
             "All lanes that a mask names must call the same function together; move it out of the if.", t.where,
-            threads[w * WARP + __builtin_ctz(needed)].where);
+            first.where);
       end_launch();
     }
-    operation = t.waits_for;
-    args[__builtin_ctz(rest)] = t.args;
   }
   if (operation->whole && needed != ~0u) {
     found(
@@ -193,9 +206,9 @@ bool met(int w, uint32_t mask) {
     end_launch();
   }
   warp.waiting &= ~needed;
-  if ((needed | warp.returned) == ~0u) counters::flush(w);
-  operation->meet(args, needed);
-  return true;
+  if (launched->checked && (needed | warp.returned) == ~0u) counters::flush(w);
+  operation->meet(warp.args, needed);
+  return needed;
 }
 
 void report_deadlock_of(const Thread& t) {
@@ -227,7 +240,7 @@ void report_deadlock_of(const Thread& t) {
 
 void report_deadlock() {
   for (int i = 0; i < thread_count; ++i)
-    if (threads[i].waits_for != nullptr) {
+    if (warps[i / WARP].waiting >> i % WARP & 1) {
       report_deadlock_of(threads[i]);
       break;
     }
@@ -248,12 +261,12 @@ Thread* after_return() {
   for (uint32_t rest = warp.waiting; rest != 0; rest &= rest - 1) {
     const Thread& waiting = threads[w * WARP + __builtin_ctz(rest)];
     if (!(waiting.mask >> (t.id % WARP) & 1)) continue;
-    uint32_t freed = waiting.mask & ~warp.returned;
-    if (!met(w, waiting.mask)) continue;
-    for (; freed != 0; freed &= freed - 1) make_ready(threads[w * WARP + __builtin_ctz(freed)]);
+    uint32_t freed = met(w, waiting.mask);
+    if (freed == 0) continue;
+    make_ready(w, freed);
     break;
   }
-  if (warp.returned == ~0u) counters::flush(w);
+  if (launched->checked && warp.returned == ~0u) counters::flush(w);
   if (alive == 0) return nullptr;
   if (arrived == alive) release_barrier();
   Thread* next = take_ready(w);
@@ -299,7 +312,6 @@ void run_block(std::mt19937& random) {
     Thread& t = threads[i];
     t.fiber = nullptr;
     t.returned = t.at_barrier = false;
-    t.waits_for = nullptr;
     t.copies.clear();
     t.groups.clear();
   }
@@ -441,16 +453,16 @@ void meet(const Operation& operation, uint32_t mask, void* args, Where where) {
   }
   t.waits_for = &operation;
   t.mask = mask;
-  t.args = args;
   t.where = where;
+  warp.args[l] = args;
+  warp.mixed = warp.waiting != 0 && (warp.mixed || warp.operation != &operation || warp.mask != mask);
+  warp.operation = &operation;
+  warp.mask = mask;
   warp.waiting |= 1u << l;
-  uint32_t others = mask & ~warp.returned & ~(1u << l);
-  if (met(w, mask)) {
-    for (; others != 0; others &= others - 1) make_ready(threads[w * WARP + __builtin_ctz(others)]);
-  } else {
+  if (uint32_t together = met(w, mask))
+    make_ready(w, together & ~(1u << l));
+  else
     wait();
-  }
-  t.waits_for = nullptr;
 }
 
 void pause() {

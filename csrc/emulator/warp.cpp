@@ -1,5 +1,5 @@
-// What the lanes of a warp do together: synchronise, shuffle, vote, load matrices and multiply them on the tensor cores.
-// Each is written once for all lanes, in the function that the last lane to come calls.
+// What the lanes of a warp do together: synchronise, shuffle, vote, load matrices and multiply them on the tensor
+// cores. Each is written once for all lanes, in the function that the last lane to come calls.
 #include "checks.h"
 #include "runtime.h"
 
@@ -137,7 +137,8 @@ struct Multiply {
   const float* c;
 };
 // Lane i holds, with r = i / 4 and k = 2 (i % 4), each a pair of neighbours in a row of a or a column of b:
-//   a[0] = A[r][k], a[1] = A[r + 8][k], a[2] = A[r][k + 8], a[3] = A[r + 8][k + 8]      b[0] = B[k][r], b[1] = B[k + 8][r]
+//   a[0] = A[r][k], a[1] = A[r + 8][k], a[2] = A[r][k + 8], a[3] = A[r + 8][k + 8]
+//   b[0] = B[k][r], b[1] = B[k + 8][r]
 //   c[0..1] = C[r][k], c[2..3] = C[r + 8][k]
 void multiply_lanes(void* const* lanes, uint32_t mask) {
   counters::tensor_flops(2 * 16 * 8 * 16);
