@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from minigpt.ops import budget, numpy_ops
+from minigpt.ops import budget, budget16, numpy_ops
 from minigpt.ops import cases as all_cases
+from minigpt.ops.check import STATISTICS
 
 
 @pytest.fixture
@@ -60,3 +61,53 @@ def test_a_constant_in_float32_is_too_rough():
     results, (param, m, v) = budget.budget("adamw", case.arguments), budget.run(numpy_ops, "adamw", case.arguments)
     v = v * np.float32((1 - np.float32(0.999)) / 0.001)
     assert [verdict.ok for verdict in budget.judge("adamw", results, (param, m, v))] == [True, True, False]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# 16 bits
+
+
+def share16(op, dtype, compute):
+    """The largest share of the budget that compute(**arguments in float32) uses up, its results rounded to dtype."""
+    shares = []
+    for case in budget16.cases(op, dtype):
+        expected = budget16.budget(op, case.arguments, dtype)
+        results = compute(**case.arguments)
+        results = [np.asarray(x) if e.output in STATISTICS else budget16.to_stored(np.asarray(x), dtype)
+                   for e, x in zip(expected, results if isinstance(results, tuple) else (results,), strict=True)]
+        shares += [verdict.share for verdict in budget.judge(op, expected, results)]
+    return np.nan_to_num(max(shares), nan=np.inf)
+
+
+both = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+
+
+@both
+@pytest.mark.parametrize("op", ["layernorm_forward", "attention_forward", "attention_backward", "linear_backward"])
+def test_rounding_where_one_must_is_within_budget(op, dtype):
+    assert share16(op, dtype, getattr(numpy_ops, op)) <= 0.51
+
+
+@both
+def test_adding_up_in_16_bits_is_too_rough(dtype):
+    def sloppy(x, weight, bias=None):
+        y = np.zeros((*x.shape[:-1], len(weight)), np.float32)
+        for k in range(x.shape[-1]):
+            y = budget16.rounded(y + x[..., k, None] * weight[:, k], dtype)
+        return y if bias is None else y + bias
+
+    assert share16("linear_forward", dtype, sloppy) > 2
+
+
+@both
+def test_scaled_queries_in_16_bits_are_too_rough(dtype):
+    def sloppy(q, k, v, causal, scale):
+        q = budget16.rounded(q * np.float32(scale or q.shape[-1] ** -0.5), dtype)
+        return numpy_ops.attention_forward(q, k, v, causal, 1.0)
+
+    assert share16("attention_forward", dtype, sloppy) > 2
+
+
+@both
+def test_a_bias_forgotten_is_far_out(dtype):
+    assert share16("linear_forward", dtype, lambda x, weight, bias=None: numpy_ops.linear_forward(x, weight)) > 10

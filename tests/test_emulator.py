@@ -11,7 +11,7 @@ import pytest
 from minigpt import emulator
 from minigpt.emulator import build, demo, launchers
 from minigpt.emulator.rewrite import SyntaxProblem, rewrite
-from minigpt.ops import available
+from minigpt.ops import available, load
 
 ROOT = Path(__file__).parent.parent
 needs_emulator = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
@@ -253,3 +253,77 @@ def test_the_demonstration_finds_the_scattered_writes(cu):
     assert (read.sectors, read.ideal, read.waste) == (128 * 4, 128 * 4, 1)
     sentence, = report.advice
     assert f"transpose.cu:{line}" in sentence and "8.0 times" in sentence and sentence.split("\n")[0] in str(report)
+
+
+@needs_emulator
+def test_a_mistake_is_an_error_with_the_place_in_it(cu):
+    text = ADD.replace("if (i < n) ", "")
+    kernels = emulator.compile(cu(text))
+    x = np.ones(100, np.float32)
+    with pytest.raises(emulator.KernelError) as caught:
+        kernels.add(x, x.copy(), x.copy(), 100)
+    assert f"kernel.cu:{line_of(text, 'c[i] =')}" in str(caught.value)
+    assert caught.value.findings[0].kind == "out of bounds"
+    with emulator.watch() as report:
+        kernels.add(x, x.copy(), x.copy(), 100)
+    assert [finding.kind for finding in report.findings] == [finding.kind for finding in caught.value.findings]
+    kernels.add(x, x.copy(), x.copy(), 64)                              # and the next call is clean again
+
+
+@needs_emulator
+def test_a_report_adds_up_the_calls_of_several_files(cu):
+    a, b, c = (np.ones(100, np.float32) for _ in range(3))
+    kernels, others = emulator.compile(cu(ADD)), emulator.compile(cu(ADD.replace("add_kernel", "sum_kernel"), "sum.cu"))
+    with emulator.watch() as report:
+        kernels.add(a, b, c, 100)
+        kernels.add(a, b, c, 40)
+        others.add(a, b, c, 100)
+    first, second = report.kernels
+    assert (first.name, first.launches, first.grid, first.block) == ("add_kernel", 2, (1, 1, 1), (64, 1, 1))
+    assert (second.name, second.launches, second.grid) == ("sum_kernel", 1, (2, 1, 1))
+    writes = [line for line in report.lines if line.kind == "write"]
+    assert [(line.bytes, line.requests, line.sectors, line.waste) for line in writes] == [
+        (560, 6, 18, 1.0), (400, 4, 13, 1.0)]
+    assert not report.findings and not report.advice and "Nothing wrong was found." in str(report)
+
+
+@needs_emulator
+def test_run_is_a_watched_call(cu):
+    a, b, c = (np.ones(8, np.float32) for _ in range(3))
+    report = emulator.run(emulator.compile(cu(ADD), checked=False).add, a, b, c, 8, warps="shuffled", seed=3)
+    assert report.kernels[0].launches == 1 and (c == 2).all()
+
+
+@needs_emulator
+def test_our_own_kernels_can_be_watched():
+    x = np.linspace(-1, 1, 1000, dtype=np.float32)
+    with emulator.watch() as report:
+        y = load("emulated").gelu_forward(x)
+    assert [kernel.launches for kernel in report.kernels] == [1] and not report.findings
+    assert sum(line.bytes for line in report.lines if line.kind == "write") == y.nbytes
+    assert all(line.place.startswith("csrc/cuda/") or "/" not in line.place for line in report.lines)
+
+
+@needs_emulator
+def test_bank_conflicts_are_counted(cu):
+    text = """__global__ void columns(float* x) {
+  __shared__ float tile[32][STRIDE];
+  tile[threadIdx.x][0] = x[threadIdx.x];
+  __syncthreads();
+  x[threadIdx.x] = tile[threadIdx.x][0] + 1;
+}
+extern "C" void run(float* x) { columns<<<1, 32>>>(x); }
+"""
+    for stride, turns in ((32, 32), (33, 1), (34, 2)):
+        kernels = emulator.compile(cu(text.replace("STRIDE", str(stride)), f"stride{stride}.cu"))
+        report = emulator.run(kernels.run, np.zeros(32, np.float32))
+        shared = [line for line in report.lines if line.space == "shared"]
+        assert [line.waste for line in shared] == [turns, turns]
+        assert sum("bank" in sentence for sentence in report.advice) == 2 * (turns > 1)
+
+
+@pytest.mark.parametrize("option", [dict(warps="sideways"), dict(blocks=1), dict(copies="never")])
+def test_unknown_orders_are_refused(option):
+    with pytest.raises(ValueError, match=f"watch: {next(iter(option))} is"):
+        with emulator.watch(**option):
+            pass
