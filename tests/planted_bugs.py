@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 NUMPY = "minigpt/ops/numpy_ops.py"
 CPP = "csrc/cpp/"
+CUDA = "csrc/cuda/"
 
 
 @dataclass
@@ -126,4 +127,36 @@ BUGS = [
     Bug("C++: every thread adds to all channels of the table", "embedding_backward", CPP + "embedding/embedding.cpp",
         "add_row(dx + r * C + begin, end - begin, dwte + tokens[r] * C + begin);",
         "add_row(dx + r * C, C, dwte + tokens[r] * C);"),
+    # -------------------------------------------------------------------------------------------- in CUDA, emulated
+    # (mistakes of arithmetic; races and the like are in planted_cuda_bugs.cu)
+    Bug("CUDA: one-pass variance", "layernorm_forward", CUDA + "layernorm/forward_3_vectorised.cu",
+        "squares += (v[k] - mu) * (v[k] - mu);", "squares += v[k] * v[k] - mu * mu;"),
+    Bug("CUDA: what the registers do not hold of a long row left out", "layernorm_backward", CUDA + "layernorm/row.cuh",
+        "i < packs; i += blockDim.x) body(i, -1);", "i < 0; i += blockDim.x) body(i, -1);"),
+    Bug("CUDA: the gradient of the weight overwritten where it accumulates", "layernorm_backward",
+        CUDA + "layernorm/columns.cuh", "accumulate ? to_float(sums[column]) + sum : sum", "sum"),
+    Bug("CUDA: the blocks' sums added up for the first 32 blocks only", "rmsnorm_backward",
+        CUDA + "layernorm/columns.cuh", "p < parts; p += 32", "p < parts && p < 32; p += 32"),
+    Bug("CUDA: the gradient along the residual stream lost", "residual_layernorm_backward",
+        CUDA + "layernorm/partials.cuh", "if (RESIDUAL) along = dh_row(i, h);", ""),
+    Bug("CUDA: a running maximum that moves without rescaling the sum", "cross_entropy_forward",
+        CUDA + "cross_entropy/cross_entropy.cu", "    l *= expf(m - m_new);\n", ""),
+    Bug("CUDA: a running maximum that starts at -inf", "cross_entropy_forward", CUDA + "cross_entropy/cross_entropy.cu",
+        "LOWEST = -3.402823466e38f", "LOWEST = -INFINITY"),
+    Bug("CUDA: the loss scale missing at the target", "cross_entropy_backward", CUDA + "cross_entropy/cross_entropy.cu",
+        "dloss * (expf(v[k] - row_lse) - (i + k == target))", "dloss * expf(v[k] - row_lse) - (i + k == target)"),
+    Bug("CUDA: every row of a token adds up its gradients", "embedding_backward", CUDA + "embedding/embedding.cu",
+        "if (row < r) return;", "if (row < r) continue;"),
+    Bug("CUDA: the gradient's square not scaled", "adamw", CUDA + "adamw/adamw.cu",
+        "step.rest2 * scaled * scaled", "step.rest2 * g[k] * g[k]"),
+    Bug("CUDA: the sum of squares in float32", "squared_norm", CUDA + "adamw/adamw.cu", "double(v[k]) * v[k]",
+        "v[k] * v[k]"),
+    Bug("CUDA: the backward rotation turns forward", "rope_backward", CUDA + "rope/rope.cu",
+        "direction * s[k]", "s[k]"),
+    Bug("CUDA: the slope of the gate lacks its sigmoid", "swiglu_backward", CUDA + "swiglu/swiglu.cu",
+        "(1 + g[k] * (1 - s))", "(1 + g[k])"),
+    Bug("CUDA: the last row missing in the bias' gradient", "linear_backward", CUDA + "linear/linear.cuh",
+        "i < M && j < N; i += 32", "i < M - 1 && j < N; i += 32"),
+    Bug("CUDA: two columns of a fragment exchanged", "linear_forward", CUDA + "linear/3_tensor_cores.cu",
+        "lane % 4 * 2 + k % 2", "lane % 4 * 2 + 1 - k % 2"),
 ]
