@@ -203,6 +203,9 @@ class Emulator:
     def __init__(self):
         emulator.ready()
 
+    def has(self, rung):
+        return rung.runs_on(self.capability)
+
     def in_place(self, x):
         return True
 

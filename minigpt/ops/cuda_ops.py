@@ -25,7 +25,7 @@ else:
     _machine = GPU()
 
 _OPS = [op for op in vars(numpy_ops) if op.endswith(("_forward", "_backward")) or op in ("adamw", "squared_norm")]
-_rungs = {op: [rung for rung in rungs if rung.runs_on(_machine.capability)] for op, rungs in find_rungs(_OPS).items()}
+_rungs = {op: [rung for rung in rungs if _machine.has(rung)] for op, rungs in find_rungs(_OPS).items()}
 
 # The rungs that can be chosen with kernel=, by operation. The default is the last that takes the arrays.
 kernels = {op: tuple(rung.name for rung in _rungs.get(op, ())) for op in numpy_ops.kernels}

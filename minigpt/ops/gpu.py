@@ -24,7 +24,10 @@ class GPU:
     def __init__(self):
         if not LIBRARY.exists():
             raise ImportError("the CUDA kernels were not built; `minigpt doctor` says what is missing")
-        self._library = ctypes.CDLL(str(LIBRARY))
+        try:
+            self._library = ctypes.CDLL(str(LIBRARY))
+        except OSError as error:
+            raise ImportError(f"the CUDA kernels do not load ({error})") from None
         for name in ("use", "describe", "allocate", "free", "copy", "last_error", "synchronize", "architectures"):
             getattr(self._library, f"gpu_{name}").restype = ctypes.c_char_p
         problem = ctypes.c_char_p()
@@ -42,6 +45,10 @@ class GPU:
         problem = getattr(self._library, f"gpu_{name}")(*arguments)
         if problem:
             raise RuntimeError(f"CUDA: {problem.decode()}")
+
+    def has(self, rung):
+        """Kernels that need more than any architecture that was built for are not in the library."""
+        return rung.runs_on(self.capability) and hasattr(self._library, rung.signature.name)
 
     def refuse(self, op, x):
         """All arrays are welcome."""
