@@ -38,7 +38,8 @@ def _embedding(rng, backward):
     # (B, T), (V, C), rows of wpe or None, position, dtype of the tokens
     for B, T, V, C, P, position, dtype in ((1, 1, 1, 1, None, 0, np.int64), (2, 17, 5, 33, 20, 3, np.int64),
                                            (3, 65, 40, 64, None, 0, np.int32), (1, 3, 7, 130, 3, 0, np.uint16),
-                                           (4, 63, 9, 48, 63, 0, np.int64), (5, 130, 11, 257, 133, 2, np.int64)):
+                                           (4, 63, 9, 48, 63, 0, np.int64), (5, 63, 300, 3, None, 0, np.int64),
+                                           (5, 130, 11, 257, 133, 2, np.int64)):
         tokens = rng.integers(0, V, (B, T)).astype(dtype)                     # V < T: tokens repeat
         wpe = None if P is None else numbers(rng, P, C)
         arguments = dict(tokens=tokens, wte=numbers(rng, V, C), wpe=wpe, position=position)
