@@ -119,12 +119,13 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(Attent
 #pragma unroll
       for (int e = 0; e < 4; e++) s[m][e] = exp2_approx(scale2 * s[m][e] - of[8 * m + 2 * t + e % 2].lse2);
     }  // P^T = exp(S^T - lse)
-    if (i0 < unmasked) {
+    if (i0 < unmasked || i0 + OTHER > shape.Tq) {  // a query past the end is all 0, but 0 times infinity is NaN
 #pragma unroll
       for (int m = 0; m < OTHER / 8; m++) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          if (i0 + 8 * m + 2 * t + e % 2 < seen_from[e / 2]) s[m][e] = 0;
+          const int i = i0 + 8 * m + 2 * t + e % 2;
+          if (i < seen_from[e / 2] || i >= shape.Tq) s[m][e] = 0;
         }
       }
     }
