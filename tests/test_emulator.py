@@ -327,3 +327,13 @@ def test_unknown_orders_are_refused(option):
     with pytest.raises(ValueError, match=f"watch: {next(iter(option))} is"):
         with emulator.watch(**option):
             pass
+
+
+@needs_emulator
+def test_the_trace_says_who_touched_what():
+    report = demo.uncoalesced(trace=3)
+    read, write, *more = report.trace
+    assert len(more) == 1 and read["kernel"] == "transpose" and read["lanes"] == list(range(32))
+    assert (read["array"], read["kind"], read["offsets"]) == ("x", "read", [4 * i for i in range(32)])
+    assert (write["array"], write["kind"], write["offsets"]) == ("y", "write", [4 * 64 * i for i in range(32)])
+    assert write["place"] in report.advice[0] and write["bytes"] == 4
