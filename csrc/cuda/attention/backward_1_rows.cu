@@ -10,6 +10,7 @@
 // takes: float32, bfloat16, float16; D up to 256
 // moved: every pair reads two rows of D numbers in each kernel, 16 D bytes of float32, mostly out of the caches, for 14 D
 //     FLOPs: 3 products for dq and 4 for dk and dv, which makes 7 where 5 would do
+// counted: 1,137,664 sectors of global memory; no shared memory
 // measured: (none yet)
 #include "../scratch.cuh"
 #include "backward.cuh"
