@@ -141,7 +141,7 @@ BUGS = [
         CUDA + "layernorm/partials.cuh", "if (RESIDUAL) along = dh_row(i, h);", ""),
     Bug("CUDA: a running maximum that moves without rescaling the sum", "cross_entropy_forward",
         CUDA + "cross_entropy/cross_entropy.cu", "    l *= expf(m - m_new);\n", ""),
-    Bug("CUDA: a running maximum that starts at -inf", "cross_entropy_forward", CUDA + "cross_entropy/cross_entropy.cu",
+    Bug("CUDA: a running maximum that starts at -inf", "cross_entropy_forward", CUDA + "reduce.cuh",
         "LOWEST = -3.402823466e38f", "LOWEST = -INFINITY"),
     Bug("CUDA: the loss scale missing at the target", "cross_entropy_backward", CUDA + "cross_entropy/cross_entropy.cu",
         "dloss * (expf(v[k] - row_lse) - (i + k == target))", "dloss * expf(v[k] - row_lse) - (i + k == target)"),

@@ -5,6 +5,10 @@
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
+// Where a running maximum starts that is taken away before the exponential: finite, so that a number of -inf less the
+// maximum is -inf and no NaN. A softmax that saw no number, or only -inf, ends with the sum l = 0.
+constexpr float LOWEST = -3.402823466e38f;
+
 // Butterfly: after the exchanges over distances 16, 8, 4, 2, 1 every lane holds the sum of all 32.
 __device__ inline float warp_sum(float v) {
   for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(ALL_LANES, v, distance);

@@ -7,6 +7,7 @@
 //   fused           one walk for all three gradients, with atomic additions: what determinism costs
 #pragma once
 #include "../numbers.cuh"
+#include "../reduce.cuh"
 #include "attention.cuh"
 
 template <class T>
@@ -54,7 +55,7 @@ __global__ void query_terms(AttentionGradients<T> a, QueryTerms* terms) {
     const T *doi = a.dout.row(b, h, i), *oi = a.out.row(b, h, i);
     for (int d = threadIdx.x; d < a.shape.D; d += 32) delta += to_float(doi[d]) * to_float(oi[d]);
   }
-  for (int lane = 16; lane > 0; lane /= 2) delta += __shfl_xor_sync(0xffffffff, delta, lane);
+  delta = warp_sum(delta);
   if (threadIdx.x == 0) {
     const float lse = i < a.shape.Tq ? a.lse[a.shape.query(b, h, i)] : -INFINITY;
     terms[blockIdx.x * padded_queries(a.shape.Tq) + i] = {lse == -INFINITY ? INFINITY : LOG2E * lse, delta};

@@ -51,8 +51,7 @@ __device__ float dot(const float (&a)[N], const float (&b)[N]) {
   float sum = 0;
 #pragma unroll
   for (int n = 0; n < N; n++) sum += a[n] * b[n];
-  for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffff, sum, lane);
-  return sum;
+  return warp_sum(sum);
 }
 
 // y += a x

@@ -10,6 +10,7 @@
 //   hopper          what only sm_90 has: asynchronous matrix instructions, fed by a copy engine
 #pragma once
 #include "../numbers.cuh"
+#include "../reduce.cuh"
 #include "attention.cuh"
 
 template <class T>
@@ -19,7 +20,3 @@ struct AttentionForward {
   float* lse;  // float32 whatever T is
   AttentionShape shape;
 };
-
-// Where the running maximum of a row of scores starts: finite, so that a score of -inf less the maximum is no NaN. A
-// query that saw no key ends with l = 0.
-constexpr float LOWEST = -3.402823466e38f;

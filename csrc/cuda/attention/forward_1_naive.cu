@@ -47,8 +47,8 @@ extern "C" void attention_forward_naive(int64_t dtype, const void* q, int64_t q_
                                 {static_cast<T*>(out), out_batch, out_head, out_row},
                                 lse,
                                 {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
-    compute_scores<T><<<blocks_for(rows * Tk, 256), 256, 0, stream>>>(a, p.data);
-    softmax_by_threads<T><<<blocks_for(rows, 256), 256, 0, stream>>>(a, p.data);
-    add_values<T><<<blocks_for(rows * D, 256), 256, 0, stream>>>(a, p.data);
+    compute_scores<T><<<ceil_div(rows * Tk, 256), 256, 0, stream>>>(a, p.data);
+    softmax_by_threads<T><<<ceil_div(rows, 256), 256, 0, stream>>>(a, p.data);
+    add_values<T><<<ceil_div(rows * D, 256), 256, 0, stream>>>(a, p.data);
   });
 }

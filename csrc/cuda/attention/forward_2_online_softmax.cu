@@ -66,8 +66,8 @@ extern "C" void attention_forward_online_softmax(int64_t dtype, const void* q, i
                                 {static_cast<T*>(out), out_batch, out_head, out_row},
                                 lse,
                                 {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
-    compute_scores<T><<<blocks_for(rows * Tk, 256), 256, 0, stream>>>(a, p.data);
-    softmax_by_warps<T><<<blocks_for(rows, WARPS), 32 * WARPS, 0, stream>>>(a, p.data);
-    add_values<T><<<blocks_for(rows * D, 256), 256, 0, stream>>>(a, p.data);
+    compute_scores<T><<<ceil_div(rows * Tk, 256), 256, 0, stream>>>(a, p.data);
+    softmax_by_warps<T><<<ceil_div(rows, WARPS), 32 * WARPS, 0, stream>>>(a, p.data);
+    add_values<T><<<ceil_div(rows * D, 256), 256, 0, stream>>>(a, p.data);
   });
 }

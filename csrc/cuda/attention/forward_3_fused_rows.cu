@@ -18,11 +18,6 @@
 
 constexpr int WARPS = 4;  // a block
 
-__device__ inline float warp_sum(float x) {
-  for (int distance = 16; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffff, x, distance);
-  return x;
-}
-
 // Each lane holds N numbers of a row; D is at most 32 N, and what is beyond D counts as 0.
 template <class T, int N>
 __global__ void attend(AttentionForward<T> a) {

@@ -1,6 +1,7 @@
 // Two of the three kernels of attention with stored scores: before the softmax and after it. A number of scores or
 // probabilities is a (B, H, Tq, Tk) array p in global memory, of which query i uses the first visible_keys(i).
 #pragma once
+#include "../launch.cuh"
 #include "forward.cuh"
 
 // p_ij = scale q_i . k_j: a thread per score.
@@ -29,5 +30,3 @@ __global__ void add_values(AttentionForward<T> a, const float* p) {
   for (int64_t j = 0; j < keys; j++) o += p[row * shape.Tk + j] * to_float(a.v.row(b, h / shape.group(), j)[d]);
   a.out.row(b, h, i)[d] = from_float<T>(o);
 }
-
-inline int64_t blocks_for(int64_t threads, int64_t block) { return (threads + block - 1) / block; }

@@ -14,7 +14,6 @@
 #include "../reduce.cuh"
 
 constexpr int THREADS = 512;
-constexpr float LOWEST = -3.402823466e38f;  // finite: -inf - LOWEST is -inf and no NaN
 
 // body(i, Width<N>()) for the packs i .. i + N - 1 and the single numbers i of a row that are this thread's.
 template <class T, class Body>
