@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minigpt import emulator
+from minigpt.emulator import build
 from minigpt.ops import available
 
 pytestmark = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
@@ -58,6 +59,8 @@ def test_every_kind_is_planted():
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_mistake_is_found_in_its_line(bugs, name, order):
     kind, line = PLANTED[name]
+    if kind == "misaligned" and "clang" in build.compiler():
+        pytest.skip("clang loads a float4 in four parts, each of which is aligned")
     report = run(bugs, name, order)
     found = [f for f in report.findings if f.kind == kind and any(p.endswith(f"bugs.cu:{line}") for p in f.places)]
     assert found, report

@@ -37,6 +37,9 @@
 #define EMULATOR_CHECKED 1
 #endif
 #endif
+#if defined(EMULATOR_CHECKED) && defined(__clang__) && !defined(__APPLE__)
+asm(".set memcpy, emulator_memcpy");  // clang copies structs by memcpy: one that tells the checks
+#endif
 #define EMULATOR_UNSEEN __attribute__((no_sanitize_thread))  // a function whose own accesses are not the kernel's
 
 // ------------------------------------------------------------------------------------------------ vectors and indices

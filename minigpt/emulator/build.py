@@ -26,7 +26,6 @@ CHECKED = ("-O1", "-fsanitize=thread", "-fsanitize=bounds", "-DEMULATOR_CHECKED"
 GCC = ("-fno-gnu-unique",)
 GCC_CHECKED = ("-fno-tree-sra", "-fno-aggressive-loop-optimizations", "--param=tsan-instrument-func-entry-exit=0")
 CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
-CLANG_LINKED = ("-Wl,--defsym=memcpy=emulator_memcpy",)       # it copies structs by memcpy, which the checks must see
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 
 
@@ -111,7 +110,7 @@ def build(path, checked: bool, include=()) -> Path:
         made = Path(folder, "kernel.o")
         _compile("-x", "c++", "-c", f"{folder}{path}", *(f"-I{folder}{original}" for original in include), *options,
                  f"-fdebug-prefix-map={folder}=", "-o", made)
-        _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic", *CLANG_LINKED * (checked and _is_clang()))
+        _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic")
     return library
 
 
