@@ -4,10 +4,12 @@
 // with atomicAdd, in whatever order they come. Float addition is not associative, so dq differs in its last bits from
 // run to run; dk and dv, with one owner each, do not.
 //
-//               16 queries of a warp                dS^T lies in the registers of four warps, 16 keys in each,
-//             +--------------------+                and dS K sums over all 64: so it goes through shared memory,
-//    64 keys  | dS^T, from 4 warps |                transposed on the way out by ldmatrix, and costs one more
-//             +--------------------+                barrier a tile.
+//              32 queries                   D columns
+//            +------------+               +-----+-----+         dS^T lies in the registers of four warps, 16 keys in
+//    64      | dS^T from  |      32       |warp0|warp2|         each, and dS K sums over all 64. So it goes through
+//    keys    | warp 0     |   queries     +-----+-----+  of dQ  shared memory, transposed on its way out by ldmatrix,
+//            | warp 1 ... |               |warp1|warp3|         and costs one more barrier a tile.
+//            +------------+               +-----+-----+
 //
 // Not the default: every run should give the same.
 //
@@ -20,11 +22,12 @@
 #include "../scratch.cuh"
 #include "backward_mma.cuh"
 
-constexpr int DS_ROW = 64;  // numbers from one row of the tile of dS^T to the next
+constexpr int OTHER = 32;   // queries in a tile
+constexpr int DS_ROW = 64;  // numbers from one row of the tile of dS^T to the next, of which half are used: swizzle.cuh
 
 // Writes dS^T of the warp's 16 keys, all OTHER queries of it, into the tile: two numbers at a time, which lie side by
 // side in both; the 32 lanes write to 32 different banks.
-template <int OTHER, class T>
+template <class T>
 __device__ void to_tile(T* tile, const uint32_t (&ds)[OTHER / 16][4]) {
 #pragma unroll
   for (int n = 0; n < OTHER / 8; n++) {
@@ -37,12 +40,11 @@ __device__ void to_tile(T* tile, const uint32_t (&ds)[OTHER / 16][4]) {
   }
 }
 
-// dQ += dS K for OTHER queries and the block's 64 keys: a warp adds 16 queries' sums, or, where there are fewer than
-// 64 queries, a part of their columns.
-template <int D, int OTHER, class T>
+// dQ += dS K for the tile's 32 queries and the block's 64 keys: a warp computes half the columns of 16 queries.
+template <int D, class T>
 __device__ void add_to_dq(float* dq, const T* ds, const T* k) {
-  constexpr int ROW_TILES = OTHER / 16, COLUMNS = D * ROW_TILES / WARPS;
-  const int row = 16 * (warp() % ROW_TILES), column = COLUMNS * (warp() / ROW_TILES);
+  constexpr int COLUMNS = D / 2;
+  const int row = warp() % 2 * 16, column = warp() / 2 * COLUMNS;
   float sum[COLUMNS / 8][4] = {};
 #pragma unroll 1
   for (int j = 0; j < OWN; j += 16) {
@@ -63,7 +65,7 @@ __device__ void add_to_dq(float* dq, const T* ds, const T* k) {
 }
 
 // grid (B Hkv, tiles of keys). dq_sum is (B, H, padded queries, D) floats, 0 at first.
-template <int D, int OTHER, class T>
+template <int D, class T>
 __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(AttentionGradients<T> a,
                                                                           const QueryTerms* terms, float* dq_sum,
                                                                           bool aligned) {
@@ -139,10 +141,10 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(Attent
       for (int e = 0; e < 4; e++) s[m][e] *= dp[m][e] - of[8 * m + 2 * t + e % 2].delta;  // dS = P * (dP - delta)
     }
     to_a<T>(left, s);
-    to_tile<OTHER>(ds, left);
-    multiply<D, OTHER>(dk, left, q);                                                               // dK += dS^T Q
-    __syncthreads();                                                                               // dS is here
-    add_to_dq<D, OTHER>(dq_sum + ((b * shape.H + h) * padded_queries(shape.Tq) + i0) * D, ds, k);  // dQ += dS K
+    to_tile(ds, left);
+    multiply<D, OTHER>(dk, left, q);                                                        // dK += dS^T Q
+    __syncthreads();                                                                        // dS is here
+    add_to_dq<D>(dq_sum + ((b * shape.H + h) * padded_queries(shape.Tq) + i0) * D, ds, k);  // dQ += dS K
   }
   store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
   store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
@@ -158,7 +160,7 @@ __global__ void round_dq(AttentionGradients<T> a, const float* dq_sum) {
   for (int d = threadIdx.x; d < a.shape.D; d += 32) dq[d] = from_float<T>(a.shape.scale * dq_sum[d]);
 }
 
-template <int D, int OTHER, class T>
+template <int D, class T>
 static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   constexpr int SHARED = ((2 * OWN + 4 * OTHER) * D + OWN * DS_ROW) * sizeof(T) + 2 * OTHER * sizeof(QueryTerms);
   const AttentionShape& shape = a.shape;
@@ -169,7 +171,7 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   cudaMemsetAsync(dq_sum.data, 0, heads * queries * D * sizeof(float), stream);
   compute_query_terms(a, terms.data, stream);
   const bool aligned = in_chunks(a);
-  auto kernel = all_gradients<D, OTHER, T>;
+  auto kernel = all_gradients<D, T>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
   const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN), of_queries(heads, queries / 8), rows(32, 8);
   kernel<<<of_keys, THREADS, SHARED, stream>>>(a, terms.data, dq_sum.data, aligned);
@@ -198,9 +200,9 @@ extern "C" void attention_backward_fused(int64_t dtype, const void* dout, int64_
   by_16_bit_dtype(dtype, [&](auto number) {
     using T = decltype(number);
     if (D <= 64) {
-      launch<64, 32>(typed<T>(a), stream);
+      launch<64>(typed<T>(a), stream);
     } else {
-      launch<128, 32>(typed<T>(a), stream);
+      launch<128>(typed<T>(a), stream);
     }
   });
 }
