@@ -80,7 +80,7 @@ BUGS = [
     Bug("AdamW without bias correction", "adamw", NUMPY,
         "mhat = m / (1 - beta1 ** step)", "mhat = m"),
     Bug("weight decay through the gradient, as plain Adam with L2", "adamw", NUMPY,
-        "    g = grad * grad_scale\n", "    g = grad * grad_scale + weight_decay * param\n"),
+        "copy=False) * grad_scale\n", "copy=False) * grad_scale + weight_decay * weights\n"),
     # ------------------------------------------------------------------------------------------ in C++
     Bug("C++: the diagonal masked away", "attention_forward", CPP + "attention/forward_1_naive.cpp",
         "shape.visible_keys(i)", "shape.visible_keys(i) - (shape.causal && i > 0)"),
