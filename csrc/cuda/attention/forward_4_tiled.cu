@@ -28,6 +28,9 @@
 //
 // moved: 4 Tq Tk D / BQ numbers a head (causal: half), of float32 8 D bytes a key and block; 4 Tq Tk D FLOPs
 // takes: float32, bfloat16, float16; D up to 256
+// a block: 54 KB of shared memory and 168 registers a thread for D up to 64, 60 KB and 226 up to 128, 51 KB and 255 up to
+// 256; no spills (sm_90)
+// counted: 1 causal head, T 256, D 64: 14,464 sectors of global memory, 17,408 accesses to shared, 0 turns lost
 // measured: (none yet)
 #include "forward.cuh"
 #include "four.cuh"
@@ -38,7 +41,7 @@ __host__ __device__ constexpr int score_row(int BK) { return BK / 32 * 32 + 16; 
 
 __device__ inline float4& at4(float* tile, int i) { return *reinterpret_cast<float4*>(tile + i); }
 
-// Copies ROWS rows from row t0 on, the columns [0, D_MAX), into a tile of floats; zeros where x, which has T rows, ends.
+// Copies ROWS rows from row t0 on, D_MAX numbers of each, into a tile of floats; zeros where x, which has T rows, ends.
 template <int ROWS, int D_MAX, int THREADS, class Number>
 __device__ void load_tile(float* tile, const Heads<const Number>& x, int b, int h, int t0, int T, int D, bool aligned) {
 #pragma unroll 4

@@ -2,8 +2,8 @@
 // groups of banks.
 //
 // A row has D numbers (64 or 128) in chunks of 8 (16 bytes, 4 banks). Were chunk c of every row at place c, the same
-// chunk of eight rows, which is what ldmatrix reads at a time, would lie in the same 4 banks, because a row fills all 32
-// of them once or twice. So chunk c of row r lies at place c ^ (r % 8), where ^ is exclusive or:
+// chunk of eight rows, which is what ldmatrix reads at a time, would lie in the same 4 banks, because a row fills all
+// 32 of them once or twice. So chunk c of row r lies at place c ^ (r % 8), where ^ is exclusive or:
 //
 //         place   0  1  2  3  4  5  6  7             chunk 0 of the rows 0 .. 7 is at places 0 1 2 3 4 5 6 7,
 //     row 0 chunk 0  1  2  3  4  5  6  7             chunk 1 at                            1 0 3 2 5 4 7 6:
