@@ -127,8 +127,9 @@ void report_race(const Region& r, uint64_t address, Kind kind, Code code, const 
         text("thread %d of block %lld %s %s in {0}, which a thread of another block %s in {1}. Blocks run at the same "
              "time and in any order",
              current->id, static_cast<long long>(block_number), verb(kind), element, past(prior_kind)),
-        "Let blocks write to different places, or use atomics, or split the kernel in two launches.", place_of(code),
-        place_of(prior.code));
+        "Let blocks write to different places, or use atomics, or split the kernel in two launches. (A block may read "
+        "what others wrote if they called __threadfence() and then counted themselves with an atomic.)",
+        place_of(code), place_of(prior.code));
     return;
   }
   bool one_warp = prior.thread() / WARP == current->id / WARP;
@@ -207,13 +208,41 @@ Region* region_of(uint64_t address, Code code, Region*& near) {
   return nullptr;
 }
 
+// A block may hand what it wrote to a later one: __threadfence(), then an atomic on a counter, on which the other does
+// an atomic too ("the last block adds up"). By counter: the eras that blocks have let go of, in their order.
+struct Eras {
+  uint32_t begin, end;
+};
+std::unordered_map<uint64_t, std::vector<Eras>> let_go;
+std::vector<std::pair<const std::vector<Eras>*, size_t>> acquired;  // by this block: so many of each
+bool fenced[MAX_THREADS];                                           // has the thread called __threadfence()?
+
+bool handed_over(uint32_t prior) {
+  for (auto [list, n] : acquired) {
+    auto end = list->begin() + static_cast<std::ptrdiff_t>(n);
+    auto after =
+        std::upper_bound(list->begin(), end, prior, [](uint32_t e, const Eras& eras) { return e < eras.begin; });
+    if (after != list->begin() && prior <= (after - 1)->end) return true;
+  }
+  return false;
+}
+
+void hand_over(uint64_t counter) {
+  if (let_go.empty() && !fenced[current->id]) return;
+  std::vector<Eras>& list = let_go[counter];
+  acquired.emplace_back(&list, list.size());
+  if (!fenced[current->id]) return;
+  if (list.empty() || list.back().begin != block_era) list.push_back({block_era, era});
+  list.back().end = era;
+}
+
 // Does nothing order the earlier access before what the current thread does now?
 bool unordered(const Access& prior, Space space) {
   if (prior.era == era) {
     int i = prior.thread(), me = current->id;
     return i != me && (i / WARP != me / WARP || seen[me][i % WARP] < prior.clock());
   }
-  return space == GLOBAL && prior.era >= launch_era && prior.era < block_era;
+  return space == GLOBAL && prior.era >= launch_era && prior.era < block_era && !handed_over(prior.era);
 }
 
 void remember_read(Cell& cell, const Access& me) {
@@ -304,9 +333,13 @@ Code code_of(Where where) {
   return 1u << 31 | static_cast<Code>(wheres.size() - 1);
 }
 
-void saw_atomic(const void* address, size_t bytes, Where where) { saw(address, bytes, ATOMIC, code_of(where)); }
+void saw_atomic(const void* address, size_t bytes, Where where) {
+  if (!watching || current == nullptr) return;
+  hand_over(reinterpret_cast<uint64_t>(address));
+  saw(address, bytes, ATOMIC, code_of(where));
+}
 
-void fence(int, Where) {}
+void fence() { fenced[current->id] = true; }
 
 // A __shared__ array comes into sight: the first thread of a block to pass its declaration finds it empty.
 void shared_array(const char* name, void* address, size_t bytes, size_t element, const size_t* extents,
@@ -341,6 +374,7 @@ void before_launch() {
   watching = launched->checked;
   if (!watching) return;
   launch_era = ++era;
+  let_go.clear();
   dynamic_region.name = "the dynamic shared memory";
   dynamic_region.space = SHARED;
   dynamic_region.begin = reinterpret_cast<uint64_t>(dynamic_shared());
@@ -354,6 +388,8 @@ void before_block() {
   block_era = ++era;
   for (int i = 0; i < MAX_THREADS; ++i) clock_of[i] = 1;
   std::memset(seen, 0, sizeof seen);
+  std::memset(fenced, 0, sizeof fenced);
+  acquired.clear();
   counters::before_block();
 }
 

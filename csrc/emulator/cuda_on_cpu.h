@@ -125,7 +125,7 @@ void warp_barrier(uint32_t mask, Where where);                  // __syncwarp
 int barrier_reduce(int predicate, int operation, Where where);  // __syncthreads_count 0, _and 1, _or 2
 uint32_t active_mask();                                         // lanes of this warp that have not returned
 void* dynamic_shared();
-void fence(int scope, Where where);                               // __threadfence_block 0, __threadfence 1, _system 2
+void fence();                                                     // __threadfence, __threadfence_system
 [[noreturn]] void trap(const char* what, Where where);            // ends the launch
 void saw_atomic(const void* address, size_t bytes, Where where);  // the checks see an atomic access as one
 
@@ -233,9 +233,9 @@ inline int __syncthreads_count(int p, EMULATOR_WHERE) { return emulator::barrier
 inline int __syncthreads_and(int p, EMULATOR_WHERE) { return emulator::barrier_reduce(p, 1, where); }
 inline int __syncthreads_or(int p, EMULATOR_WHERE) { return emulator::barrier_reduce(p, 2, where); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu, EMULATOR_WHERE) { emulator::warp_barrier(mask, where); }
-inline void __threadfence_block(EMULATOR_WHERE) { emulator::fence(0, where); }
-inline void __threadfence(EMULATOR_WHERE) { emulator::fence(1, where); }
-inline void __threadfence_system(EMULATOR_WHERE) { emulator::fence(2, where); }
+inline void __threadfence_block() {}  // says nothing to other blocks, and is no barrier
+inline void __threadfence() { emulator::fence(); }
+inline void __threadfence_system() { emulator::fence(); }
 inline void __trap(EMULATOR_WHERE) { emulator::trap("__trap() was called", where); }
 
 template <class T>
