@@ -59,14 +59,14 @@ def find_rungs(ops):
     for path in sorted((sources() / "cuda").glob("*/*.cu")):
         text = path.read_text(encoding="utf-8")
         takes, number = TAKES.search(text), RUNG.fullmatch(path.stem)
-        dtypes, multiple, most, varies, needs = takes.groups() if takes else (None,) * 5
+        dtypes, multiple, most, varies, needs = takes.groups() if takes else [None] * 5
         for launcher, signature in launchers.signatures(text, str(path)).items():
             op = next((op for op in ops if launcher == op or number and launcher == f"{op}_{number[2]}"), None)
             if op:
-                any_dtype = DTYPES if signature.parameters[0].name == "dtype" else ("float32",)
+                taken = DTYPES if signature.parameters[0].name == "dtype" else ("float32",)
                 rung = Rung(op, None if launcher == op else number[2], path, signature,
-                            tuple(dtypes.split(", ") if dtypes else any_dtype), int(multiple or 1), int(most or 2**31),
-                            not varies, needs or "75")
+                            dtypes=tuple(dtypes.split(", ") if dtypes else taken), D_multiple=int(multiple or 1),
+                            D_most=int(most or 2**31), deterministic=not varies, needs=needs or "75")
                 found.setdefault(op, []).append((int(number[1]) if number else 0, rung))
     return {op: [rung for _, rung in sorted(rungs, key=lambda pair: pair[0])] for op, rungs in found.items()}
 
