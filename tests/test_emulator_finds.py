@@ -1,7 +1,9 @@
 """The emulator finds what is wrong with a kernel: every mistake of planted_cuda_bugs.cu, in its line, in any order of
 threads; and nothing in the same kernels once mended."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from minigpt import emulator
 from minigpt.emulator import build
+from minigpt.emulator.rewrite import rewrite
 from minigpt.ops import available
 
 pytestmark = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
@@ -71,3 +74,57 @@ def test_the_mistake_is_found_in_its_line(bugs, name, order):
 @pytest.mark.parametrize("name", PLANTED)
 def test_mended_nothing_is_found(mended, name, order):
     assert not run(mended, name, order).findings
+
+
+DRIVER = """#include <cstdint>
+#include <cstdio>
+extern "C" {
+void emulator_clear();
+void emulator_array(const char*, void*, int64_t, int64_t, int);
+void* emulator_guarded(void*);
+void emulator_copy_back();
+int emulator_set(const char*, int64_t);
+const char* emulator_report();
+%s
+}
+int main() {
+  static float x[256], y[256];
+  void (*kernels[])(void*, void*, int, void*) = {%s};
+  for (int order = 0; order < 3; order++)
+    for (auto kernel : kernels) {
+      emulator_clear();
+      emulator_set("warp_order", order);
+      emulator_set("copies_early", order == 1);
+      emulator_set("trace", 10);
+      emulator_array("x", x, sizeof x, 4, 0);
+      emulator_array("y", y, sizeof y, 4, 1);
+      kernel(emulator_guarded(y), emulator_guarded(x), 256, nullptr);
+      emulator_copy_back();
+      std::puts(emulator_report());
+    }
+}
+"""
+
+
+def test_the_runtime_is_clean_under_sanitizers(tmp_path):
+    """All planted bugs once more, with the runtime itself compiled for the address and the undefined-behaviour
+    sanitizers."""
+    launchers = [f"run_{name}" for name in PLANTED]
+    (tmp_path / "driver.cpp").write_text(DRIVER % ("\n".join(f"void {name}(void*, void*, int, void*);"
+                                                             for name in launchers), ", ".join(launchers)))
+    (tmp_path / "kernels.cpp").write_text(rewrite(TEXT, str(BUGS)))
+    emulator_folder = build.sources() / "emulator"
+    sanitized = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fsanitize-undefined-trap-on-error",
+                 "-fno-sanitize=vptr", "-g1", "-O1", "-std=c++17"]
+    commands = [["-c", "kernels.cpp", *build._flags(True), f"-I{emulator_folder}", f"-I{emulator_folder / 'include'}",
+                 f"-I{CSRC}", "-include", "cuda_on_cpu.h"],
+                [*sanitized, "-w", "driver.cpp", *map(str, sorted(emulator_folder.glob("*.cpp"))), "kernels.o", "-ldl",
+                 "-o", "driver"]]
+    for command in commands:
+        done = subprocess.run([build.compiler(), *command], cwd=tmp_path, capture_output=True, text=True)
+        if "cannot find -lasan" in done.stderr:
+            pytest.skip("the compiler has no sanitizers")
+        assert done.returncode == 0, done.stderr
+    no_leaks = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}      # stacks are kept to the end
+    done = subprocess.run(["./driver"], cwd=tmp_path, capture_output=True, text=True, env=no_leaks)
+    assert done.returncode == 0 and done.stdout.count('"findings"') == 3 * len(PLANTED), done.stderr[:4000]
