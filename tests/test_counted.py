@@ -1,8 +1,8 @@
-"""The figures in the headers of the CUDA kernels of attention cannot go stale: the emulator counts them again.
+"""The figures in the headers of the CUDA ladders cannot go stale: the emulator counts them again.
 
-`// counted:` says what the memory does for one head of 256 causal queries: the sectors of 32 bytes touched in global
-memory, and in shared memory the accesses by warps, and the turns they lose where threads want different words of a
-bank.
+`// counted:` says what the memory does, for one head of 256 causal queries, 64 rows of layernorm, a square product of
+linear: the sectors of 32 bytes touched in global memory, and in shared memory the accesses by warps, and the turns they
+lose where threads want different words of a bank.
 """
 
 import re
@@ -19,21 +19,43 @@ OPS = ops.load("emulated")
 SIXTEEN_BITS = ("tensor_cores", "swizzled", "pipelined")
 
 
-def counted(kernel):
-    dtype = np.float16 if kernel in SIXTEEN_BITS else np.float32
-    q, k, v = (np.ones((1, 1, 256, 64), dtype) for _ in range(3))
+def counted(size, op, *arguments, kernel):
+    """The line that the header must have."""
     with emulator.watch() as report:
-        OPS.attention_forward(q, k, v, kernel=kernel)
+        getattr(OPS, op)(*arguments, kernel=kernel)
     assert not report.findings, report
     sectors, accesses, lost = (sum(getattr(line, what) for line in report.lines if line.space == space)
                                for space, what in (("global", "sectors"), ("shared", "requests"),
                                                    ("shared", "conflicts")))
     shared = f"{accesses:,} accesses to shared, {lost:,} turns lost" if accesses else "no shared"
-    return f"// counted: 1 causal head, T 256, D 64: {sectors:,} sectors of global memory, {shared}"
+    return f"// counted: {size}: {sectors:,} sectors of global memory, {shared}"
+
+
+def in_header(folder, file):
+    path, = (emulator.build.sources() / "cuda" / folder).glob(file)
+    found = re.search(r"^// counted: .*$", path.read_text(), re.MULTILINE)
+    return found and found[0]
 
 
 @pytest.mark.parametrize("kernel", OPS.kernels["attention_forward"])
-def test_headers_say_what_is_counted(kernel):
-    path, = (emulator.build.sources() / "cuda" / "attention").glob(f"forward_*_{kernel}.cu")
-    found = re.search(r"^// counted: .*$", path.read_text(), re.MULTILINE)
-    assert found and found[0] == counted(kernel)
+def test_attention_forward(kernel):
+    dtype = np.float16 if kernel in SIXTEEN_BITS else np.float32
+    q, k, v = (np.ones((1, 1, 256, 64), dtype) for _ in range(3))
+    expected = counted("1 causal head, T 256, D 64", "attention_forward", q, k, v, kernel=kernel)
+    assert in_header("attention", f"forward_*_{kernel}.cu") == expected
+
+
+@pytest.mark.parametrize("way, kernel", [(way, kernel) for way in ("forward", "backward")
+                                         for kernel in OPS.kernels[f"layernorm_{way}"]])
+def test_layernorm(way, kernel):
+    x, weight, row = np.ones((64, 768), np.float32), np.ones(768, np.float32), np.ones(64, np.float32)
+    arguments = (x, weight, weight) if way == "forward" else (x, x, weight, row, row)
+    expected = counted("64 rows, C 768, float32", f"layernorm_{way}", *arguments, kernel=kernel)
+    assert in_header("layernorm", f"{way}_*_{kernel}.cu") == expected
+
+
+@pytest.mark.parametrize("kernel", OPS.kernels["linear_forward"])
+def test_linear(kernel):
+    x = np.ones((256, 256), np.float16 if kernel == "tensor_cores" else np.float32)
+    expected = counted(f"I = J = R = 256, {x.dtype}", "linear_forward", x, x, kernel=kernel)
+    assert in_header("linear", f"*_{kernel}.cu") == expected

@@ -5,6 +5,7 @@
 // column meet in shared memory. The order of the additions is fixed, so the result is, too. The price: x and dy are
 // read twice, and there are only C / 32 blocks in the second kernel: 24 for C = 768, on a GPU that could run hundreds.
 // moved: 20 bytes and 19 FLOPs a number (float32); 32 registers
+// counted: 64 rows, C 768, float32: 58,688 sectors of global memory, 3,072 accesses to shared, 0 turns lost
 // measured: (none yet)
 #include "../launch.cuh"
 #include "../reduce.cuh"

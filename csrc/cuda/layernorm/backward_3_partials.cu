@@ -5,6 +5,7 @@
 // kernel adds up what the blocks found, in a fixed order: deterministic without reading anything twice.
 // moved: 12 bytes and 15 FLOPs a number (float32; 6 bytes in 16 bits), and 16 bytes for each of at most 1024 blocks and
 //     column; up to 112 registers
+// counted: 64 rows, C 768, float32: 35,008 sectors of global memory, 3,792 accesses to shared, 0 turns lost
 // measured: (none yet)
 #include "partials.cuh"
 

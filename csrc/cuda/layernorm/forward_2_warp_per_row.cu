@@ -6,6 +6,7 @@
 // E[x^2] - E[x]^2 would save it, and lose all digits where the mean is large. The second and third pass find the row
 // in the L1 cache.
 // moved: 8 bytes and 7 FLOPs a number (float32); 32 registers
+// counted: 64 rows, C 768, float32: 36,992 sectors of global memory, no shared
 // measured: (none yet)
 #include <cmath>
 

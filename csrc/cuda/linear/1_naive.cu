@@ -4,6 +4,7 @@
 // Neighbouring threads have neighbouring columns of C: where these lie side by side in B (dx, dW) their loads are
 // coalesced; in the forward product they are rows of the weight, K numbers apart.
 // moved: 8 I J R bytes (float32) through the caches for 2 I J R FLOPs; 32 registers
+// counted: I = J = R = 256, float32: 17,309,696 sectors of global memory, no shared
 // measured: (none yet)
 #include "linear.cuh"
 

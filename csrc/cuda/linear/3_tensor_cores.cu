@@ -11,6 +11,7 @@
 // hands the lanes what mma wants of it, and turns it where the matrix lies the other way round. Rows are padded by 16
 // bytes: the eight rows that ldmatrix reads at once begin in eight different groups of four banks, without a conflict.
 // moved: I J R / 32 bytes for 2 I J R FLOPs; 36 KiB of shared memory; up to 95 registers
+// counted: I = J = R = 256, float16: 32,768 sectors of global memory, 4,096 accesses to shared, 0 turns lost
 // takes: bfloat16, float16; needs sm_80
 // measured: (none yet)
 #include "../pack.cuh"
