@@ -43,6 +43,8 @@ def test_attention_forward(kernel):
     q, k, v = (np.ones((1, 1, 256, 64), dtype) for _ in range(3))
     expected = counted("1 causal head, T 256, D 64", "attention_forward", q, k, v, kernel=kernel)
     assert in_header("attention", f"forward_*_{kernel}.cu") == expected
+    row = re.search(rf"^\| `{kernel}`.*$", (emulator.build.sources() / "README.md").read_text(), re.MULTILINE)[0]
+    assert re.findall(r"[\d,]+", row.split("|", 2)[2]) == re.findall(r"([\d,]+) [sat]", expected)
 
 
 @pytest.mark.parametrize("way, kernel", [(way, kernel) for way in ("forward", "backward")

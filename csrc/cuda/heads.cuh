@@ -17,3 +17,13 @@ template <class T>
 bool rows_aligned(const Heads<T>& x, int64_t n) {
   return (reinterpret_cast<uintptr_t>(x.data) / sizeof(T) | x.batch_stride | x.head_stride | x.row_stride) % n == 0;
 }
+
+// Launchers are given their arrays without a type.
+template <class T>
+Heads<T> typed(Heads<void> x) {
+  return {static_cast<T*>(x.data), x.batch_stride, x.head_stride, x.row_stride};
+}
+template <class T>
+Heads<const T> typed(Heads<const void> x) {
+  return {static_cast<const T*>(x.data), x.batch_stride, x.head_stride, x.row_stride};
+}

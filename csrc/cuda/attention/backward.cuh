@@ -19,14 +19,6 @@ struct AttentionGradients {
 };
 
 template <class T>
-Heads<T> typed(Heads<void> x) {
-  return {static_cast<T*>(x.data), x.batch_stride, x.head_stride, x.row_stride};
-}
-template <class T>
-Heads<const T> typed(Heads<const void> x) {
-  return {static_cast<const T*>(x.data), x.batch_stride, x.head_stride, x.row_stride};
-}
-template <class T>
 AttentionGradients<T> typed(const AttentionGradients<void>& a) {
   return {a.shape, typed<T>(a.dout), typed<T>(a.q),  typed<T>(a.k), typed<T>(a.v), typed<T>(a.out),
           a.lse,   typed<T>(a.dq),   typed<T>(a.dk), typed<T>(a.dv)};

@@ -20,3 +20,7 @@ struct AttentionForward {
   float* lse;  // float32 whatever T is
   AttentionShape shape;
 };
+template <class T>
+AttentionForward<T> typed(const AttentionForward<void>& a) {
+  return {typed<T>(a.q), typed<T>(a.k), typed<T>(a.v), typed<T>(a.out), a.lse, a.shape};
+}

@@ -37,17 +37,17 @@ extern "C" void attention_forward_naive(int64_t dtype, const void* q, int64_t q_
                                         int64_t Hkv, int64_t Tq, int64_t Tk, int64_t D, int64_t causal, float scale,
                                         cudaStream_t stream) {
   const int64_t rows = B * H * Tq;
-  if (rows == 0) return;
   Scratch<float> p(rows * Tk, stream);
   if (!p.data) return;
+  const AttentionForward<void> given = {{q, q_batch, q_head, q_row},
+                                        {k, k_batch, k_head, k_row},
+                                        {v, v_batch, v_head, v_row},
+                                        {out, out_batch, out_head, out_row},
+                                        lse,
+                                        {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
   by_dtype(dtype, [&](auto number) {
     using T = decltype(number);
-    const AttentionForward<T> a{{static_cast<const T*>(q), q_batch, q_head, q_row},
-                                {static_cast<const T*>(k), k_batch, k_head, k_row},
-                                {static_cast<const T*>(v), v_batch, v_head, v_row},
-                                {static_cast<T*>(out), out_batch, out_head, out_row},
-                                lse,
-                                {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
+    const auto a = typed<T>(given);
     compute_scores<T><<<ceil_div(rows * Tk, 256), 256, 0, stream>>>(a, p.data);
     softmax_by_threads<T><<<ceil_div(rows, 256), 256, 0, stream>>>(a, p.data);
     add_values<T><<<ceil_div(rows * D, 256), 256, 0, stream>>>(a, p.data);

@@ -68,15 +68,15 @@ extern "C" void attention_forward_fused_rows(int64_t dtype, const void* q, int64
                                              int64_t out_row, float* lse, int64_t B, int64_t H, int64_t Hkv, int64_t Tq,
                                              int64_t Tk, int64_t D, int64_t causal, float scale, cudaStream_t stream) {
   const int64_t rows = B * H * Tq, blocks = (rows + WARPS - 1) / WARPS;
-  if (rows == 0) return;
+  const AttentionForward<void> given = {{q, q_batch, q_head, q_row},
+                                        {k, k_batch, k_head, k_row},
+                                        {v, v_batch, v_head, v_row},
+                                        {out, out_batch, out_head, out_row},
+                                        lse,
+                                        {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
   by_dtype(dtype, [&](auto number) {
     using T = decltype(number);
-    const AttentionForward<T> a{{static_cast<const T*>(q), q_batch, q_head, q_row},
-                                {static_cast<const T*>(k), k_batch, k_head, k_row},
-                                {static_cast<const T*>(v), v_batch, v_head, v_row},
-                                {static_cast<T*>(out), out_batch, out_head, out_row},
-                                lse,
-                                {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
+    const auto a = typed<T>(given);
     auto kernel = D <= 64 ? attend<T, 2> : D <= 128 ? attend<T, 4> : attend<T, 8>;  // D is at most 256
     kernel<<<blocks, 32 * WARPS, 0, stream>>>(a);
   });

@@ -41,14 +41,15 @@ __host__ __device__ constexpr int score_row(int BK) { return BK / 32 * 32 + 16; 
 
 __device__ inline float4& at4(float* tile, int i) { return *reinterpret_cast<float4*>(tile + i); }
 
-// Copies ROWS rows from row t0 on, D_MAX numbers of each, into a tile of floats; zeros where x, which has T rows, ends.
-template <int ROWS, int D_MAX, int THREADS, class Number>
-__device__ void load_tile(float* tile, const Heads<const Number>& x, int b, int h, int t0, int T, int D, bool aligned) {
+// Copies ROWS rows from row t0 on, D_MAX numbers of each, into a tile of floats; zeros where x, which has `rows`
+// rows of D, ends.
+template <int ROWS, int D_MAX, int THREADS, class T>
+__device__ void load_tile(float* tile, const Heads<const T>& x, int b, int h, int t0, int rows, int D, bool aligned) {
 #pragma unroll 4
   for (int n = 0; n < ROWS * D_MAX / 4 / THREADS; n++) {
     const int r = (n * THREADS + threadIdx.x) / (D_MAX / 4), d = (n * THREADS + threadIdx.x) % (D_MAX / 4) * 4;
-    const Number* row = x.row(b, h, t0 + r) + d;
-    at4(tile, r * (D_MAX + 4) + d) = load4(row, t0 + r < T ? D - d : 0, aligned);
+    const T* row = x.row(b, h, t0 + r) + d;
+    at4(tile, r * (D_MAX + 4) + d) = load4(row, t0 + r < rows ? D - d : 0, aligned);
   }
 }
 
@@ -70,8 +71,8 @@ __device__ inline void add4(float4& sum, float a, float4 b) {
 }
 
 // D is at most D_MAX. `aligned`: rows of q, k, v and out start at multiples of four numbers.
-template <class Number, int BQ, int BK, int D_MAX>
-__global__ __launch_bounds__(threads(BQ), 3) void attend(AttentionForward<Number> a, bool aligned) {
+template <class T, int BQ, int BK, int D_MAX>
+__global__ __launch_bounds__(threads(BQ), 3) void attend(AttentionForward<T> a, bool aligned) {
   constexpr int C = BK / 16, N = D_MAX / 64;  // scores, and float4s of O, of a thread in a row
   constexpr int ROW = D_MAX + 4, P_ROW = score_row(BK);
   extern __shared__ float4 shared[];
@@ -176,13 +177,13 @@ __global__ __launch_bounds__(threads(BQ), 3) void attend(AttentionForward<Number
   }
 }
 
-template <class Number, int BQ, int BK, int D_MAX>
-static void launch(const AttentionForward<Number>& a, cudaStream_t stream) {
+template <class T, int BQ, int BK, int D_MAX>
+static void launch(const AttentionForward<T>& a, cudaStream_t stream) {
   const AttentionShape& shape = a.shape;
   const int64_t blocks = (shape.Tq + BQ - 1) / BQ * shape.B * shape.H;
   const int bytes = ((BQ + BK) * (D_MAX + 4) + BQ * score_row(BK)) * sizeof(float);
   const bool aligned = rows_aligned(a.q, 4) && rows_aligned(a.k, 4) && rows_aligned(a.v, 4) && rows_aligned(a.out, 4);
-  auto kernel = attend<Number, BQ, BK, D_MAX>;
+  auto kernel = attend<T, BQ, BK, D_MAX>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   kernel<<<blocks, threads(BQ), bytes, stream>>>(a, aligned);
 }
@@ -193,21 +194,20 @@ extern "C" void attention_forward_tiled(int64_t dtype, const void* q, int64_t q_
                                         int64_t out_head, int64_t out_row, float* lse, int64_t B, int64_t H,
                                         int64_t Hkv, int64_t Tq, int64_t Tk, int64_t D, int64_t causal, float scale,
                                         cudaStream_t stream) {
-  if (B * H * Tq == 0) return;
+  const AttentionForward<void> given = {{q, q_batch, q_head, q_row},
+                                        {k, k_batch, k_head, k_row},
+                                        {v, v_batch, v_head, v_row},
+                                        {out, out_batch, out_head, out_row},
+                                        lse,
+                                        {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
   by_dtype(dtype, [&](auto number) {
-    using Number = decltype(number);
-    const AttentionForward<Number> a{{static_cast<const Number*>(q), q_batch, q_head, q_row},
-                                     {static_cast<const Number*>(k), k_batch, k_head, k_row},
-                                     {static_cast<const Number*>(v), v_batch, v_head, v_row},
-                                     {static_cast<Number*>(out), out_batch, out_head, out_row},
-                                     lse,
-                                     {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
+    using T = decltype(number);
     if (D <= 64) {
-      launch<Number, 64, 64, 64>(a, stream);
+      launch<T, 64, 64, 64>(typed<T>(given), stream);
     } else if (D <= 128) {
-      launch<Number, 32, 64, 128>(a, stream);
+      launch<T, 32, 64, 128>(typed<T>(given), stream);
     } else {
-      launch<Number, 32, 16, 256>(a, stream);
+      launch<T, 32, 16, 256>(typed<T>(given), stream);
     }
   });
 }

@@ -100,15 +100,15 @@ extern "C" void attention_forward_swizzled(int64_t dtype, const void* q, int64_t
                                            int64_t Hkv, int64_t Tq, int64_t Tk, int64_t D, int64_t causal, float scale,
                                            cudaStream_t stream) {
   const int64_t blocks = (Tq + BQ - 1) / BQ * B * H;
-  if (blocks == 0) return;
+  const AttentionForward<void> given = {{q, q_batch, q_head, q_row},
+                                        {k, k_batch, k_head, k_row},
+                                        {v, v_batch, v_head, v_row},
+                                        {out, out_batch, out_head, out_row},
+                                        lse,
+                                        {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
   by_16_bit_dtype(dtype, [&](auto number) {
     using T = decltype(number);
-    const AttentionForward<T> a{{static_cast<const T*>(q), q_batch, q_head, q_row},
-                                {static_cast<const T*>(k), k_batch, k_head, k_row},
-                                {static_cast<const T*>(v), v_batch, v_head, v_row},
-                                {static_cast<T*>(out), out_batch, out_head, out_row},
-                                lse,
-                                {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
+    const auto a = typed<T>(given);
     const bool aligned = rows_aligned(a.q, 8) && rows_aligned(a.k, 8) && rows_aligned(a.v, 8) && rows_aligned(a.out, 2);
     auto kernel = D <= 64 ? attend<T, 64> : attend<T, 128>;
     kernel<<<blocks, THREADS, 0, stream>>>(a, aligned);

@@ -144,15 +144,14 @@ extern "C" void attention_forward_pipelined(int64_t dtype, const void* q, int64_
                                             int64_t v_row, void* out, int64_t out_batch, int64_t out_head,
                                             int64_t out_row, float* lse, int64_t B, int64_t H, int64_t Hkv, int64_t Tq,
                                             int64_t Tk, int64_t D, int64_t causal, float scale, cudaStream_t stream) {
-  if (B * H * Tq == 0) return;
+  const AttentionForward<void> given = {{q, q_batch, q_head, q_row},
+                                        {k, k_batch, k_head, k_row},
+                                        {v, v_batch, v_head, v_row},
+                                        {out, out_batch, out_head, out_row},
+                                        lse,
+                                        {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
   by_16_bit_dtype(dtype, [&](auto number) {
     using T = decltype(number);
-    const AttentionForward<T> a{{static_cast<const T*>(q), q_batch, q_head, q_row},
-                                {static_cast<const T*>(k), k_batch, k_head, k_row},
-                                {static_cast<const T*>(v), v_batch, v_head, v_row},
-                                {static_cast<T*>(out), out_batch, out_head, out_row},
-                                lse,
-                                {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
-    D <= 64 ? launch<T, 64>(a, stream) : launch<T, 128>(a, stream);
+    D <= 64 ? launch<T, 64>(typed<T>(given), stream) : launch<T, 128>(typed<T>(given), stream);
   });
 }

@@ -177,7 +177,7 @@ template <class T, int D_MAX>
 static void launch(const AttentionForward<T>& a, CUtensorMapDataType type, cudaStream_t stream) {
   const AttentionShape& shape = a.shape;
   CUtensorMap k_map = {}, v_map = {};
-  const bool made = shape.Tk == 0 || (make_map(&k_map, type, a.k, shape) && make_map(&v_map, type, a.v, shape));
+  const bool made = make_map(&k_map, type, a.k, shape) && make_map(&v_map, type, a.v, shape);
   const int64_t blocks = made ? (shape.Tq + BQ - 1) / BQ * shape.B * shape.H : 0;  // of no blocks: leaves an error
   auto kernel = attend<T, D_MAX>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<T, D_MAX>));
@@ -190,16 +190,15 @@ extern "C" void attention_forward_hopper(int64_t dtype, const void* q, int64_t q
                                          int64_t out_head, int64_t out_row, float* lse, int64_t B, int64_t H,
                                          int64_t Hkv, int64_t Tq, int64_t Tk, int64_t D, int64_t causal, float scale,
                                          cudaStream_t stream) {
-  if (B * H * Tq == 0) return;
   const auto type = dtype == BFLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const AttentionForward<void> given = {{q, q_batch, q_head, q_row},
+                                        {k, k_batch, k_head, k_row},
+                                        {v, v_batch, v_head, v_row},
+                                        {out, out_batch, out_head, out_row},
+                                        lse,
+                                        {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
   by_16_bit_dtype(dtype, [&](auto number) {
     using T = decltype(number);
-    const AttentionForward<T> a{{static_cast<const T*>(q), q_batch, q_head, q_row},
-                                {static_cast<const T*>(k), k_batch, k_head, k_row},
-                                {static_cast<const T*>(v), v_batch, v_head, v_row},
-                                {static_cast<T*>(out), out_batch, out_head, out_row},
-                                lse,
-                                {B, H, Hkv, Tq, Tk, D, causal != 0, scale}};
-    D <= 64 ? launch<T, 64>(a, type, stream) : launch<T, 128>(a, type, stream);
+    D <= 64 ? launch<T, 64>(typed<T>(given), type, stream) : launch<T, 128>(typed<T>(given), type, stream);
   });
 }
