@@ -16,7 +16,7 @@ if reason := ops.available()["emulated"]:
     pytest.skip(reason, allow_module_level=True)
 
 OPS = ops.load("emulated")
-SIXTEEN_BITS = ("tensor_cores", "swizzled", "pipelined")
+SIXTEEN_BITS = ("tensor_cores", "swizzled", "pipelined", "fused")
 
 
 def counted(size, op, *arguments, kernel):
@@ -45,6 +45,14 @@ def test_attention_forward(kernel):
     assert in_header("attention", f"forward_*_{kernel}.cu") == expected
     row = re.search(rf"^\| `{kernel}`.*$", (emulator.build.sources() / "README.md").read_text(), re.MULTILINE)[0]
     assert re.findall(r"[\d,]+", row.split("|", 2)[2]) == re.findall(r"([\d,]+) [sat]", expected)
+
+
+@pytest.mark.parametrize("kernel", OPS.kernels["attention_backward"])
+def test_attention_backward(kernel):
+    x, lse = np.ones((1, 1, 256, 64), np.float16 if kernel in SIXTEEN_BITS else np.float32), np.zeros((1, 1, 256))
+    expected = counted("1 causal head, T 256, D 64", "attention_backward", x, x, x, x, x, lse.astype(np.float32),
+                       kernel=kernel)
+    assert in_header("attention", f"backward_*_{kernel}.cu") == expected
 
 
 @pytest.mark.parametrize("way, kernel", [(way, kernel) for way in ("forward", "backward")

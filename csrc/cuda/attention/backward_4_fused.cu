@@ -17,7 +17,7 @@
 // moved: what dk and dv read in the rung before, and 4 D bytes of additions in the L2 cache for each query and each tile
 //     of 64 keys; then dq once more, to be scaled and rounded. 10 D FLOPs a pair, where the rung before has 14 D
 // shared memory: 40.5 KB, 72.5 KB for D over 64. Registers: 168 and 244. Scratch memory: B H Tq D floats
-// counted: 27,552 sectors of global memory; 7,828 accesses of shared memory, 0 turns lost
+// counted: 1 causal head, T 256, D 64: 27,552 sectors of global memory, 7,828 accesses to shared, 0 turns lost
 // measured: (none yet)
 #include "../scratch.cuh"
 #include "backward_mma.cuh"
