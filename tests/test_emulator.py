@@ -218,8 +218,8 @@ def test_without_a_compiler_the_reason_is_said():
 
 def test_installed_without_a_checkout(tmp_path):
     """The package as pip puts it elsewhere: the sources of kernels and emulator are in it, and kernels run."""
-    subprocess.run([sys.executable, "setup.py", "build", "-b", tmp_path / "b", "build_py", "-d", tmp_path / "lib"],
-                   cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "setup.py", "build_py", "--build-lib", tmp_path / "lib"], cwd=ROOT, check=True,
+                   capture_output=True)
     program = ("import numpy as np, minigpt; print(minigpt.__file__); x = np.ones((2, 40), np.float32);"
                "print(minigpt.ops.load('emulated').gelu_forward(x)[0, 0])")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True,
