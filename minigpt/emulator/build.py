@@ -23,8 +23,9 @@ FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fno-threadsafe-statics", "-ffp-contract
 CHECKED = ("-O1", "-fsanitize=thread", "-fsanitize=bounds", "-DEMULATOR_CHECKED")
 # What only one compiler understands. Static variables of templates must not be shared between libraries, and in the
 # checked build vectors are loaded whole and loops not cut short by what the compiler concludes from an array's size.
-GCC = ("-fno-gnu-unique",)
-GCC_CHECKED = ("-fno-tree-sra", "-fno-aggressive-loop-optimizations", "--param=tsan-instrument-func-entry-exit=0")
+GCC = ("-fno-gnu-unique", "-fno-semantic-interposition")
+GCC_CHECKED = ("-fno-tree-sra", "-fno-aggressive-loop-optimizations", "--param=tsan-instrument-func-entry-exit=0",
+               "-finline-small-functions", "--param=early-inlining-insns=5000")   # what is passed by value is not seen
 CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 
