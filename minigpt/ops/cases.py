@@ -150,6 +150,7 @@ ATTENTION_SHAPES = (
     (3, 2, 2, 9, 9, 7, True, 1.0),
     (4, 8, 4, 35, 35, 8, True, None),        # many heads: no need to share one out
     (1, 1, 1, 300, 270, 6, True, None),      # many tiles both ways
+    (1, 2, 2, 33, 45, 16, True, -0.4),       # the largest product is the smallest score
 )
 
 
