@@ -67,7 +67,7 @@ class Kernel:
     name: str
     grid: tuple[int, ...] = ()
     block: tuple[int, ...] = ()
-    shared_bytes: int = 0
+    shared_bytes: int = 0                 # dynamic: the third number of the launch
     launches: int = 0
     barriers: int = 0                     # passed, by whole blocks
     flops: int = 0                        # of the tensor cores
@@ -124,7 +124,7 @@ class Report:
     def _kernel(self, kernel):
         grid, block = (" x ".join(str(n) for n in sizes) for sizes in (kernel.grid, kernel.block))
         title = (f"{kernel.name}: {kernel.launches} launch{'es' * (kernel.launches != 1)}, grid {grid}, block {block}, "
-                 f"{kernel.shared_bytes} bytes of shared memory, {kernel.barriers} barriers")
+                 f"{kernel.shared_bytes} bytes of dynamic shared memory, {kernel.barriers} barriers")
         rows = [("line", "memory", "", "warps", "bytes", "sectors", "ideal", "conflicts", "waste")]
         for line in sorted((line for line in self.lines if line.kernel == kernel.name), key=_where):
             of_global = line.space == "global"
