@@ -118,10 +118,10 @@ __device__ inline void wgmma_m64n64k16(float (*c)[4], const uint32_t (&a)[4], ui
 // ---------------------------------------------------------------------------------------------------------------
 // The registers of a thread, counted in eights, for all four warps of a warpgroup: given back, or taken when free.
 template <int COUNT>
-__device__ inline void keep_registers() {
+__device__ inline void shrink_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 template <int COUNT>
-__device__ inline void take_registers() {
+__device__ inline void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }

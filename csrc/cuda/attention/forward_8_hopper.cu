@@ -144,10 +144,10 @@ __global__ __launch_bounds__(THREADS, 1) void attend(AttentionForward<T> a, cons
   const int i0 = (gridDim.x / heads - 1 - blockIdx.x / heads) * BQ;  // the last queries first
   const int keys = shape.visible_keys(i0 + BQ < shape.Tq ? i0 + BQ - 1 : shape.Tq - 1), tiles = (keys + BK - 1) / BK;
   if (threadIdx.x < GROUP) {
-    keep_registers<24>();
+    shrink_registers<24>();
     if (threadIdx.x == 0) produce(shared, &k_map, &v_map, tiles, h / shape.group(), b);
   } else {
-    take_registers<240>();
+    grow_registers<240>();
     consume(shared, a, tiles, b, h, i0 + 16 * (int(threadIdx.x - GROUP) / 32));
   }
 }
