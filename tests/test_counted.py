@@ -15,7 +15,7 @@ from minigpt import emulator, ops
 if reason := ops.available()["emulated"]:
     pytest.skip(reason, allow_module_level=True)
 if emulator.build._is_clang():
-    pytest.skip("the figures are those of g++: clang++ makes several accesses of one of 16 bytes", allow_module_level=True)
+    pytest.skip("the figures are those of g++; clang++ splits accesses of 16 bytes", allow_module_level=True)
 
 OPS = ops.load("emulated")
 SIXTEEN_BITS = ("tensor_cores", "swizzled", "pipelined", "fused")
