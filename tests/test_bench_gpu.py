@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import time
 from functools import partial
 
@@ -56,6 +57,28 @@ def test_every_rung_is_called_under_the_sanitizers():
     assert {op for op, _, _ in called} == set(ops._rungs)
     assert called >= {(rung.op, rung.name, dtype) for op in ops.kernels for rung in ops._rungs[op]
                       for dtype in rung.dtypes}
+
+
+@pytest.fixture
+def architecture():
+    """The newest that nvcc compiles for."""
+    try:
+        return max(filter(str.isdigit, nvcc.offered(nvcc.find())), key=int)
+    except nvcc.NoNvcc as reason:
+        pytest.skip(str(reason))
+
+
+def test_build(tmp_path, monkeypatch, architecture):
+    """On a project with one small kernel."""
+    (tmp_path / "minigpt").mkdir()
+    (tmp_path / "csrc" / "cuda" / "op").mkdir(parents=True)
+    shutil.copy(gpu.REPOSITORY / "csrc" / "cuda" / "gpu.cpp", tmp_path / "csrc" / "cuda")
+    (tmp_path / "csrc" / "cuda" / "op" / "op.cuh").touch()
+    (tmp_path / "csrc" / "cuda" / "op" / "op.cu").write_text("__global__ void kernel() {}\n")
+    monkeypatch.setattr(gpu, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("MINIGPT_CUDA_ARCHS", architecture)
+    assert gpu.build()["architectures"] == [architecture]
+    assert (tmp_path / "minigpt" / "_cuda.so").exists()
 
 
 def test_reached():

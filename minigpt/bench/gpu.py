@@ -84,7 +84,7 @@ def _torch():
 def build():
     start = time.perf_counter()
     try:
-        architectures = nvcc.build(*(REPOSITORY / path for path in ("csrc", "minigpt/_cuda.so", "build/cuda")))
+        architectures, _ = nvcc.build(*(REPOSITORY / path for path in ("csrc", "minigpt/_cuda.so", "build/cuda")))
     except nvcc.NoNvcc as reason:
         raise ValueError(f"bench gpu: {reason}") from None
     return {"architectures": architectures, "nvcc": nvcc.version(nvcc.find()), "seconds": time.perf_counter() - start}
