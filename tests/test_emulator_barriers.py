@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(available()["emulated"] is not None, reason=str(
 ORDERS = {"forward, copies late": {},
           "reversed, copies early": dict(warps="reversed", blocks="reversed", copies="early"),
           "shuffled": dict(warps="shuffled", blocks="shuffled", seed=1)}
-LARGEST = 20_000                           # numbers in a case: enough for several tiles of every kernel
+LARGEST = 12_000                           # numbers in a case: enough for several tiles of every kernel
 
 # Barriers that could go without harm, and why. Each "file:text of the line" with a reason.
 HARMLESS = {}

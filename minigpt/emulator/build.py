@@ -117,7 +117,7 @@ def build(path, checked: bool, include=()) -> Path:
 
 def _key(*parts):
     """Names a library by all that decides what is in it."""
-    headers = [p.read_text(encoding="utf-8") for p in sorted((sources() / "emulator").rglob("*.*"))]
+    headers = [p.read_text(encoding="utf-8") for p in sorted((sources() / "emulator").rglob("*.[hc]*"))]
     words = [platform.machine(), compiler(), _compiler_version(), *parts, *headers]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
 
