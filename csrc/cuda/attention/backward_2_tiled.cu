@@ -16,7 +16,7 @@
 // takes: float32, bfloat16, float16; D up to 256
 // moved: a pair of tiles reads the slices of all rows for the scores, and those of the others once more: 896 D bytes for
 //     dq and 1024 D for dk and dv, of float32, from the L2 cache; 14 D FLOPs a pair, 14 to 16 a byte
-// shared memory: 37 KB for dq, 47 KB for dk and dv; 23 and 28 KB for D over 128. Registers: 144 to 254
+// shared memory: 37 KB for dq, 47 KB for dk and dv; 23 and 28 KB for D over 128. Registers: 140 to 254
 // counted: 1 causal head, T 256, D 64: 88,768 sectors of global memory, 94,720 accesses to shared, 0 turns lost
 // measured: (none yet)
 #include "../scratch.cuh"
