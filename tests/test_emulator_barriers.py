@@ -2,12 +2,14 @@
 them is needed: the emulator leaves each out in turn, and has to find that something is wrong."""
 
 import functools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minigpt import emulator
+from minigpt.emulator.build import sources
 from minigpt.ops import available, budget, budget16, cases, load, numpy_ops
 
 pytestmark = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
@@ -25,7 +27,8 @@ def rungs():
     if available()["emulated"] is not None:
         return []
     ops = load("emulated")
-    named = [name for name in vars(numpy_ops) if name.endswith(("_forward", "_backward")) or name == "adamw"]
+    named = [name for name in vars(numpy_ops)
+             if name.endswith(("_forward", "_backward")) or name in ("adamw", "squared_norm")]
     return [(op, kernel) for op in named for kernel in ops.kernels.get(op) or (None,)]
 
 
@@ -55,6 +58,17 @@ def test_our_kernels_are_clean(op, kernel):
         order = list(ORDERS)[i % len(ORDERS)]
         report = watched(op, kernel, arguments, **ORDERS[order])
         assert not report.findings, f"{order}: {report}"
+
+
+def test_the_cases_reach_every_barrier():
+    reached = {site for rung in rungs() for arguments in calls(*rung) for site in watched(*rung, arguments).sites}
+    reached = {(Path(site.rpartition(":")[0]).name, int(site.rpartition(":")[2])) for site in reached}
+    for path in (sources() / "cuda").rglob("*.cu*"):
+        if path.name == "ptx.cuh" or "hopper" in path.name:         # the definitions, and what is not emulated
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(r"__syncthreads\(|__syncwarp\(|cp_async_wait<", line.partition("//")[0]):
+                assert (path.name, number) in reached, f"{path}:{number}: {line.strip()}"
 
 
 @pytest.mark.parametrize("op, kernel", rungs())
