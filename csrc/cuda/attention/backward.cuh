@@ -38,10 +38,11 @@ __host__ __device__ inline int64_t padded_queries(int64_t Tq) {
   return (Tq + QUERY_PADDING - 1) / QUERY_PADDING * QUERY_PADDING;
 }
 
-// One warp a query. grid (B H, padded / 8), block (32, 8).
+// One warp a query of the padded ones, eight a block.
 template <class T>
 __global__ void query_terms(AttentionGradients<T> a, QueryTerms* terms) {
-  const int64_t b = blockIdx.x / a.shape.H, h = blockIdx.x % a.shape.H, i = int64_t(blockIdx.y) * 8 + threadIdx.y;
+  const int64_t padded = padded_queries(a.shape.Tq), n = int64_t(blockIdx.x) * 8 + threadIdx.y;  // head * padded + i
+  const int64_t i = n % padded, h = n / padded % a.shape.H, b = n / padded / a.shape.H;
   float delta = 0;
   if (i < a.shape.Tq) {
     const T *doi = a.dout.row(b, h, i), *oi = a.out.row(b, h, i);
@@ -50,12 +51,12 @@ __global__ void query_terms(AttentionGradients<T> a, QueryTerms* terms) {
   delta = warp_sum(delta);
   if (threadIdx.x == 0) {
     const float lse = i < a.shape.Tq ? a.lse[a.shape.query(b, h, i)] : -INFINITY;
-    terms[blockIdx.x * padded_queries(a.shape.Tq) + i] = {lse == -INFINITY ? INFINITY : LOG2E * lse, delta};
+    terms[n] = {lse == -INFINITY ? INFINITY : LOG2E * lse, delta};
   }
 }
 
 template <class T>
 void compute_query_terms(const AttentionGradients<T>& a, QueryTerms* terms, cudaStream_t stream) {
-  const dim3 grid(a.shape.B * a.shape.H, padded_queries(a.shape.Tq) / 8), block(32, 8);
-  query_terms<<<grid, block, 0, stream>>>(a, terms);
+  const int64_t queries = a.shape.B * a.shape.H * padded_queries(a.shape.Tq);
+  query_terms<<<queries / 8, dim3(32, 8), 0, stream>>>(a, terms);
 }

@@ -150,32 +150,32 @@ __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(Attent
   store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
 }
 
-// One warp a query. grid (B H, padded queries / 8), block (32, 8).
+// One warp a query of the padded ones, eight a block.
 template <int D, class T>
 __global__ void round_dq(AttentionGradients<T> a, const float* dq_sum) {
-  const int64_t b = blockIdx.x / a.shape.H, h = blockIdx.x % a.shape.H, i = int64_t(blockIdx.y) * 8 + threadIdx.y;
+  const int64_t padded = padded_queries(a.shape.Tq), n = int64_t(blockIdx.x) * 8 + threadIdx.y;  // head * padded + i
+  const int64_t i = n % padded, h = n / padded % a.shape.H, b = n / padded / a.shape.H;
   if (i >= a.shape.Tq) return;
   T* dq = a.dq.row(b, h, i);
-  dq_sum += (blockIdx.x * padded_queries(a.shape.Tq) + i) * D;
-  for (int d = threadIdx.x; d < a.shape.D; d += 32) dq[d] = from_float<T>(a.shape.scale * dq_sum[d]);
+  for (int d = threadIdx.x; d < a.shape.D; d += 32) dq[d] = from_float<T>(a.shape.scale * dq_sum[n * D + d]);
 }
 
 template <int D, class T>
 static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   constexpr int SHARED = ((2 * OWN + 4 * OTHER) * D + OWN * DS_ROW) * sizeof(T) + 2 * OTHER * sizeof(QueryTerms);
   const AttentionShape& shape = a.shape;
-  const int64_t heads = shape.B * shape.H, queries = padded_queries(shape.Tq);
-  const Scratch<QueryTerms> terms(heads * queries, stream);
-  const Scratch<float> dq_sum(heads * queries * D, stream);
+  const int64_t queries = shape.B * shape.H * padded_queries(shape.Tq);
+  const Scratch<QueryTerms> terms(queries, stream);
+  const Scratch<float> dq_sum(queries * D, stream);
   if (!terms.data || !dq_sum.data) return;
-  cudaMemsetAsync(dq_sum.data, 0, heads * queries * D * sizeof(float), stream);
+  cudaMemsetAsync(dq_sum.data, 0, queries * D * sizeof(float), stream);
   compute_query_terms(a, terms.data, stream);
   const bool aligned = in_chunks(a);
   auto kernel = all_gradients<D, T>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
-  const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN), of_queries(heads, queries / 8), rows(32, 8);
+  const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN);
   kernel<<<of_keys, THREADS, SHARED, stream>>>(a, terms.data, dq_sum.data, aligned);
-  round_dq<D><<<of_queries, rows, 0, stream>>>(a, dq_sum.data);
+  round_dq<D><<<queries / 8, dim3(32, 8), 0, stream>>>(a, dq_sum.data);
 }
 
 extern "C" void attention_backward_fused(int64_t dtype, const void* dout, int64_t dout_batch, int64_t dout_head,
