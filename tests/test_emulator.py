@@ -305,6 +305,18 @@ def test_our_own_kernels_can_be_watched():
 
 
 @needs_emulator
+def test_heads_that_lie_backwards_can_be_watched():
+    """The first number of such an array lies behind all others, or between them."""
+    x = np.random.default_rng(6).normal(size=(1, 2, 9, 8)).astype(np.float32)
+    backwards = x[:, ::-1, ::-1]
+    with emulator.watch() as report:
+        out, lse = load("emulated").attention_forward(backwards, x, backwards)
+    assert not report.findings
+    for got, expected in zip((out, lse), load("numpy").attention_forward(backwards, x, backwards), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_emulator
 def test_bank_conflicts_are_counted(cu):
     text = """__global__ void columns(float* x) {
   __shared__ float tile[32][STRIDE];

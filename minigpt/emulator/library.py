@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..ops.cuda_arrays import memory
 from . import launchers
 from .build import build
 from .report import KernelError, Report
@@ -85,8 +86,8 @@ class Library:
         """Tells the runtime which memory the kernel may touch."""
         for parameter, x in zip(parameters, arguments, strict=True):
             if isinstance(x, np.ndarray) and x.size:
-                extent = sum((n - 1) * stride for n, stride in zip(x.shape, x.strides, strict=True)) + x.itemsize
-                self._library.emulator_array(parameter.name.encode(), ctypes.c_void_p(x.ctypes.data),
+                before, extent = memory(x.shape, x.strides, x.itemsize)
+                self._library.emulator_array(parameter.name.encode(), ctypes.c_void_p(x.ctypes.data - before),
                                              ctypes.c_int64(extent), ctypes.c_int64(x.itemsize), not parameter.const)
 
 

@@ -47,10 +47,20 @@ def _dtype(name):
     return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
+def memory(shape, strides, itemsize):
+    """Of an array's memory: how many bytes lie before its first number (strides may be negative), and how many there
+    are."""
+    if 0 in shape:
+        return 0, 0
+    steps = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
+    before = -sum(step for step in steps if step < 0)
+    return before, before + sum(step for step in steps if step > 0) + itemsize
+
+
 def _view(owner, address, shape, strides, dtype, device):
-    extent = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) // dtype.itemsize
-    memory = (ctypes.c_char * (extent * dtype.itemsize)).from_address(address)
-    seen = np.ndarray.__new__(View, shape, dtype, memory, 0, strides)
+    before, extent = memory(shape, strides, dtype.itemsize)
+    buffer = (ctypes.c_char * extent).from_address(address - before)
+    seen = np.ndarray.__new__(View, shape, dtype, buffer, before, strides)
     seen.owner, seen.device = owner, device
     return seen
 
