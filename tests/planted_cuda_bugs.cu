@@ -176,6 +176,16 @@ __global__ void misaligned(float* y, const float* x) {
   y[threadIdx.x] = v.x + v.w;
 }
 
+__global__ void copies_from_between(float* y, const float* x) {
+  __shared__ __align__(16) float s[128];
+  // misaligned, mend: cp_async_16(&s[4 * threadIdx.x], x + 4 * threadIdx.x, 12);
+  cp_async_16(&s[4 * threadIdx.x], x + 2 * threadIdx.x, 8);
+  cp_async_commit();
+  cp_async_wait<0>();
+  __syncthreads();
+  y[threadIdx.x] = s[4 * threadIdx.x];
+}
+
 // ------------------------------------------------------------------------------------------------------ uninitialised
 
 __global__ void tail_of_a_tile(float* y, const float* x, int n) {
@@ -285,6 +295,13 @@ __global__ void multiplies_with_half_a_warp(float* y, const float* x) {
 // ----------------------------------------------------------------------------------------------------------- launches
 
 __global__ void nothing() {}
+
+template <int ROWS>
+__global__ void a_tile(float* y, const float* x) {
+  __shared__ float tile[ROWS][128];
+  tile[ROWS - 1][threadIdx.x] = x[threadIdx.x];
+  y[threadIdx.x] = tile[ROWS - 1][threadIdx.x];
+}
 template <class Kernel>
 void more_shared(Kernel kernel, int bytes) {
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -357,6 +374,9 @@ extern "C" void run_null_pointer(float* y, const float* x, int n, cudaStream_t s
   null_pointer<<<1, 32>>>(y, n > 0 ? nullptr : x);
 }
 extern "C" void run_misaligned(float* y, const float* x, int n, cudaStream_t stream) { misaligned<<<1, 32>>>(y, x); }
+extern "C" void run_copies_from_between(float* y, const float* x, int n, cudaStream_t stream) {
+  copies_from_between<<<1, 32>>>(y, x);
+}
 extern "C" void run_tail_of_a_tile(float* y, const float* x, int n, cudaStream_t stream) {
   tail_of_a_tile<<<1, 64>>>(y, x, n);
 }
@@ -421,6 +441,10 @@ extern "C" void run_too_much_shared_memory(float* y, const float* x, int n, cuda
 extern "C" void run_did_not_ask_for_shared_memory(float* y, const float* x, int n, cudaStream_t stream) {
   // launch, mend: more_shared(nothing, 60 << 10), nothing<<<1, 32, 60 << 10>>>();
   nothing<<<1, 32, 60 << 10>>>();
+}
+extern "C" void run_too_large_a_tile(float* y, const float* x, int n, cudaStream_t stream) {
+  // launch, mend: a_tile<90><<<1, 32>>>(y, x);
+  a_tile<100><<<1, 32>>>(y, x);
 }
 extern "C" void run_too_tall_a_grid(float* y, const float* x, int n, cudaStream_t stream) {
   // launch, mend: nothing<<<dim3(70000, 1), 32>>>();

@@ -67,6 +67,7 @@ Region dynamic_region;
 
 bool watching = false;
 uint32_t era = 1, block_era = 1, launch_era = 1;
+size_t declared_bytes = 0;  // of the block's __shared__ arrays, as far as they have come into sight
 uint32_t clock_of[MAX_THREADS];
 uint32_t seen[MAX_THREADS][WARP];  // [i][l]: the clock of lane l of i's warp up to which i knows what it did
 
@@ -280,6 +281,16 @@ void touch_cell(Region& r, Cell& cell, uint64_t address, Kind kind, const Access
     cell.write = me;
 }
 
+void check_alignment(const Region& r, uint64_t address, size_t bytes, size_t multiple, Kind kind, Code code) {
+  if (address % multiple == 0 || !first_time("misaligned", code, 0)) return;
+  found("misaligned",
+        text("thread %d %s %zu bytes at once at %s in {0}, an address that is no multiple of %zu", current->id,
+             verb(kind), bytes, element_name(r, address), multiple),
+        "A GPU stops there. Vector accesses such as float4 need an address that is a multiple of their size: check "
+        "the row length and the offset, and declare shared arrays with __align__(16).",
+        place_of(code));
+}
+
 // Checks [address, address + bytes); returns where it lies, or null for what is not the kernel's memory but allowed.
 Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
   Region* near = nullptr;
@@ -292,14 +303,7 @@ Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
     report_outside(near, address, bytes, kind, code);
   }
   if (address + bytes > r->end) report_outside(r, r->end, bytes, kind, code);
-  if (bytes <= 16 && address % bytes != 0 && first_time("misaligned", code, 0)) {
-    found("misaligned",
-          text("thread %d %s %zu bytes at once at %s in {0}, an address that is no multiple of %zu", current->id,
-               verb(kind), bytes, element_name(*r, address), bytes),
-          "A GPU stops there. Vector accesses such as float4 need an address that is a multiple of their size: check "
-          "the row length and the offset, and declare shared arrays with __align__(16).",
-          place_of(code));
-  }
+  if (bytes <= 16) check_alignment(*r, address, bytes, bytes & -bytes, kind, code);  // of three floats: that of one
   if (r->cells.empty()) r->cells.resize(((r->end - r->base()) >> r->shift) + 1);
   if (uint64_t both = address | bytes; both & ((1u << r->shift) - 1)) r->refine(__builtin_ctzll(both));
   Access me{era, code,
@@ -363,6 +367,17 @@ void shared_array(const char* name, void* address, size_t bytes, size_t element,
   if (region->declared_in == block_era) return;
   region->declared_in = block_era;
   std::memset(address, 0xff, bytes);
+  declared_bytes += bytes;
+  if (declared_bytes > MAX_STATIC_SHARED || declared_bytes + launched->shared_bytes > shared_limit()) {
+    found(
+        "launch",
+        text("%s was not launched in {0}: %zu bytes of __shared__ arrays and %zu of dynamic shared memory; a block has "
+             "at most %d KiB of the first, and %d KiB of both on compute capability %d.%d",
+             launched->kernel, declared_bytes, launched->shared_bytes, static_cast<int>(MAX_STATIC_SHARED >> 10),
+             static_cast<int>(shared_limit() >> 10), options.capability / 10, options.capability % 10),
+        "Make the tiles smaller; more than 48 KiB has to be dynamic: extern __shared__.", launched->where);
+    end_launch();
+  }
 }
 
 // --------------------------------------------------------------------------------------------------------- the hooks
@@ -386,6 +401,7 @@ void before_launch() {
 void before_block() {
   if (!watching) return;
   block_era = ++era;
+  declared_bytes = 0;
   for (int i = 0; i < MAX_THREADS; ++i) clock_of[i] = 1;
   std::memset(seen, 0, sizeof seen);
   std::memset(fenced, 0, sizeof fenced);
@@ -424,13 +440,16 @@ void after_warp_barrier(uint32_t mask) {
 void before_copy(const AsyncCopy& copy) {
   if (!watching) return;
   Code code = code_of(copy.where);
-  if (copy.valid > 0) saw(copy.from, static_cast<size_t>(copy.valid), READ, code);
-  saw(copy.to, static_cast<size_t>(copy.bytes), WRITE, code);
-  uint64_t to = reinterpret_cast<uint64_t>(copy.to);
+  const size_t bytes = static_cast<size_t>(copy.bytes), valid = static_cast<size_t>(copy.valid);
+  const uint64_t from = reinterpret_cast<uint64_t>(copy.from), to = reinterpret_cast<uint64_t>(copy.to);
   Region* near;
+  if (valid > 0) {
+    saw(copy.from, valid, READ, code);
+    if (Region* r = region_of(from, code, near)) check_alignment(*r, from, bytes, bytes, READ, code);
+  }
+  saw(copy.to, bytes, WRITE, code);
   if (Region* r = region_of(to, code, near))
-    for (Cell *cell = r->cell(to), *last = r->cell(to + static_cast<size_t>(copy.bytes) - 1); cell <= last; ++cell)
-      cell->in_flight = true;
+    for (Cell *cell = r->cell(to), *last = r->cell(to + bytes - 1); cell <= last; ++cell) cell->in_flight = true;
 }
 
 void after_copy(const AsyncCopy& copy) {

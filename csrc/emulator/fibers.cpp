@@ -7,6 +7,10 @@
 #include <cstdio>
 #include <cstdlib>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "runtime.h"
 
 namespace emulator {
@@ -48,9 +52,17 @@ Fiber* fiber_of_caller() {
   return &fiber;
 }
 
+// The address sanitizer remembers the frames of the functions that are left.
+static void forget_frames([[maybe_unused]] Fiber* fiber) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(fiber->top - (STACK - 3 * PAGE), STACK - 3 * PAGE);
+#endif
+}
+
 #if defined(__x86_64__)
 // As switch_fiber() leaves a stack: where to go on, and the frame pointer. main begins as if it had been called.
 void restart(Fiber* fiber) {
+  forget_frames(fiber);
   void** top = reinterpret_cast<void**>(fiber->top);
   *--top = nullptr;  // nobody to return to
   *--top = nullptr;
@@ -95,6 +107,7 @@ emulator_switch:
 )");
 
 void restart(Fiber* fiber) {
+  forget_frames(fiber);
   void** top = reinterpret_cast<void**>(fiber->top) - 20;
   std::fill(top, top + 20, nullptr);
   top[11] = reinterpret_cast<void*>(fiber->main);  // x30: the first switch returns into it
@@ -102,6 +115,7 @@ void restart(Fiber* fiber) {
 }
 #else
 void restart(Fiber* fiber) {
+  forget_frames(fiber);
   getcontext(&fiber->context);
   fiber->context.uc_stack.ss_sp = fiber->top - STACK + 2 * PAGE;
   fiber->context.uc_stack.ss_size = STACK - 2 * PAGE;

@@ -15,7 +15,7 @@
 namespace emulator {
 
 constexpr int WARP = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / WARP;
-constexpr size_t MAX_DYNAMIC_SHARED = 256 << 10;
+constexpr size_t MAX_DYNAMIC_SHARED = 256 << 10, MAX_STATIC_SHARED = 48 << 10;
 
 // ------------------------------------------------------------------------------------------------- fibers: fibers.cpp
 

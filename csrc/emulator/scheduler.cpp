@@ -341,7 +341,7 @@ const char* rule_broken(const Launch& l) {
   if (l.shared_bytes > shared_limit())
     return text("%zu bytes of dynamic shared memory; a block has at most %d KiB on compute capability %d.%d",
                 l.shared_bytes, static_cast<int>(shared_limit() >> 10), capability / 10, capability % 10);
-  if (l.shared_bytes > (48 << 10) && l.shared_bytes > dynamic_shared_allowed())
+  if (l.shared_bytes > MAX_STATIC_SHARED && l.shared_bytes > dynamic_shared_allowed())
     return text(
         "%zu bytes of dynamic shared memory; above 48 KiB a kernel has to ask first, with "
         "cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)",
