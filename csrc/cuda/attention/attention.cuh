@@ -8,6 +8,8 @@
 
 #include "../heads.cuh"
 
+constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;  // exponentials are computed as powers of two
+
 struct AttentionShape {
   int64_t B, H, Hkv, Tq, Tk, D;
   bool causal;

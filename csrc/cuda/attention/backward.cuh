@@ -24,8 +24,6 @@ AttentionGradients<T> typed(const AttentionGradients<void>& a) {
           a.lse,   typed<T>(a.dq),   typed<T>(a.dk), typed<T>(a.dv)};
 }
 
-constexpr float LOG2E = 1.44269504f;
-
 // P = exp(S - lse) = 2^(scale log2(e) q.k - lse2), and dS = P (dP - delta).
 struct alignas(8) QueryTerms {
   float lse2;   // log2(e) lse; infinity for a query that sees no key, so that its probabilities come out as 0

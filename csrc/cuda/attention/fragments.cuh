@@ -21,8 +21,6 @@
 #pragma once
 #include "forward.cuh"
 
-constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
-
 // Over the four lanes of a quad.
 __device__ inline float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
@@ -42,13 +40,13 @@ struct Running {
 // The exponentials are powers of two: exp(scale (s - m)) = 2^(scale2 s - scale2 m) with scale2 = log2(e) scale is one
 // multiply-add and one instruction. The largest s belongs to the largest scale2 s only if the scale is positive; if it
 // is not, all scores are multiplied by scale2 first, and then by 1.
-__host__ __device__ inline float positive_scale2(float scale) { return scale > 0 ? LOG2_E * scale : 1; }
+__host__ __device__ inline float positive_scale2(float scale) { return scale > 0 ? LOG2E * scale : 1; }
 template <int N>
 __device__ void make_scale_positive(float (&s)[N][4], float scale) {
   if (scale > 0) return;
 #pragma unroll
   for (int n = 0; n < N; n++) {
-    for (float& x : s[n]) x *= LOG2_E * scale;
+    for (float& x : s[n]) x *= LOG2E * scale;
   }
 }
 
@@ -124,6 +122,6 @@ __device__ void store_rows(const AttentionForward<T>& to, int b, int h, int i0, 
         if (d + 1 < D) out[d + 1] = from_float<T>(high);
       }
     }
-    if (t == 0) to.lse[shape.query(b, h, i)] = LN_2 * scale2 * now.m[r] + logf(l);
+    if (t == 0) to.lse[shape.query(b, h, i)] = LN2 * scale2 * now.m[r] + logf(l);
   }
 }
