@@ -26,7 +26,7 @@
 //
 // Tiles that no query of the block sees are skipped. As those of the last queries have most to do, they start first.
 //
-// moved: 4 Tq Tk D / BQ numbers a head (causal: half), of float32 8 D bytes a key and block; 4 Tq Tk D FLOPs
+// moved: 2 Tq Tk D / BQ numbers a head (causal: half), of float32 8 D bytes a key and block; 4 Tq Tk D FLOPs
 // takes: float32, bfloat16, float16; D up to 256
 // a block: 54 KB of shared memory and 168 registers a thread for D up to 64, 60 KB and 226 up to 128, 51 KB and 255 up to
 // 256; no spills (sm_90)

@@ -21,7 +21,7 @@
 // scale folded into a multiply-add (fragments.cuh).
 //
 // takes: bfloat16, float16; D up to 128; needs sm_80
-// moved: 4 Tq Tk D / 64 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
+// moved: 2 Tq Tk D / 64 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
 // a block: 16 KB of shared memory and 130 registers a thread for D up to 64, else 32 KB and 172; no spills (sm_90)
 // counted: 1 causal head, T 256, D 64: 11,296 sectors of global memory, 8,000 accesses to shared, 33,280 turns lost
 // measured: (none yet)

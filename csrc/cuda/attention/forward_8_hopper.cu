@@ -25,7 +25,7 @@
 //     key 127|                |    |                |
 //
 // takes: bfloat16, float16; D in multiples of 8, up to 128; needs sm_90a
-// moved: 4 Tq Tk D / 128 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
+// moved: 2 Tq Tk D / 128 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
 // a block: 64 KB of shared memory for D up to 64, else 128 KB; 168 registers a thread, moved to 24 and 240; no spills
 // measured: (none yet)
 #include "../ptx_hopper.cuh"
