@@ -127,12 +127,10 @@ extern "C" {
 
 // Returns 0, or -1 if there is no such option.
 int emulator_set(const char* name, int64_t value) {
-  const std::pair<const char*, int*> known[] = {{"warp_order", &options.warp_order},
-                                                {"block_order", &options.block_order},
-                                                {"seed", &options.seed},
-                                                {"copies_early", &options.copies_early},
-                                                {"trace", &options.trace},
-                                                {"capability", &options.capability}};
+  const std::pair<const char*, int*> known[] = {
+      {"warp_order", &options.warp_order},     {"block_order", &options.block_order},     {"seed", &options.seed},
+      {"copies_early", &options.copies_early}, {"interruptible", &options.interruptible}, {"trace", &options.trace},
+      {"capability", &options.capability}};
   for (auto [option, target] : known)
     if (std::strcmp(option, name) == 0) {
       *target = static_cast<int>(value);
@@ -159,6 +157,7 @@ void emulator_copy_back() { checks::copy_back(); }
 
 // Forgets arrays, findings and counts.
 void emulator_clear() {
+  interrupted = false;
   findings.clear();
   checks::forget_arrays();
   counters::clear();

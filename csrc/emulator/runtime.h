@@ -108,6 +108,14 @@ size_t shared_limit();           // bytes of shared memory that a block can have
 void pause();                    // lets the other lanes of the warp catch up with the current thread
 [[noreturn]] void end_launch();  // leaves all threads where they are, and returns from the launch
 
+// ------------------------------------------------------------------------------------------- signals: faults.cpp
+
+extern volatile bool interrupted;  // by Ctrl-C: nothing more is launched
+namespace faults {
+void before_launch();
+void after_launch();
+}  // namespace faults
+
 // ---------------------------------------------------------------------------------------------- memory.cpp, the API
 
 void set_last_error(cudaError_t error);  // what cudaGetLastError() will return
@@ -119,9 +127,10 @@ void finish_copies(Thread& t);           // does what is left of a thread's asyn
 enum Order { FORWARD, REVERSED, SHUFFLED };
 struct Options {
   int warp_order = FORWARD, block_order = FORWARD, seed = 0;
-  int copies_early = false;  // an asynchronous copy is done when it is issued, instead of when it is waited for
-  int trace = 0;             // how many warps' accesses to record
-  int capability = 80;       // of the GPU whose limits hold: 75, 80, 86, 89, 90, 100, 120
+  int copies_early = false;   // an asynchronous copy is done when it is issued, instead of when it is waited for
+  int interruptible = false;  // by Ctrl-C
+  int trace = 0;              // how many warps' accesses to record
+  int capability = 80;        // of the GPU whose limits hold: 75, 80, 86, 89, 90, 100, 120
 };
 extern Options options;
 bool skipped(const char* kind, Where where);  // has Python asked to leave out the barrier or wait that stands there?

@@ -108,6 +108,7 @@ Fiber* take_fiber() {
 
 // The current thread cannot go on: others run until somebody makes it ready and its turn comes.
 void wait() {
+  if (interrupted) end_launch();
   current->fiber = running;
   Thread* next = take_ready(current->id / WARP);
   if (next == nullptr) report_deadlock();
@@ -277,7 +278,11 @@ Thread* after_return() {
 // What a fiber does all its life: it runs a thread to its end, and then another one.
 void fiber_main() {
   for (;;) {
-    launched->run(launched->call);
+    try {
+      launched->run(launched->call);
+    } catch (...) {
+      trap("an exception was thrown, which a GPU does not have,", launched->where);
+    }
     Thread* next = after_return();
     Fiber* other = next == nullptr ? fiber_of_caller() : next->fiber;
     if (next != nullptr) become(next);
@@ -371,6 +376,7 @@ size_t shared_limit() {
 
 void run(const Launch& l) {
   std::lock_guard<std::mutex> lock(one_launch);
+  if (interrupted) return;
   if (const char* rule = rule_broken(l)) {
     launched = &l;
     found("launch", text("%s was not launched in {0}: %s", l.kernel, rule),
@@ -390,6 +396,7 @@ void run(const Launch& l) {
   }
   ended_early = false;
   checks::before_launch();
+  faults::before_launch();
 
   std::mt19937 random(static_cast<unsigned>(options.seed));
   const int64_t blocks = int64_t{l.grid.x} * l.grid.y * l.grid.z;
@@ -399,7 +406,7 @@ void run(const Launch& l) {
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), random);
   }
-  for (int64_t i = 0; i < blocks && !ended_early; ++i) {
+  for (int64_t i = 0; i < blocks && !ended_early && !interrupted; ++i) {
     block_number = options.block_order == REVERSED   ? blocks - 1 - i
                    : options.block_order == SHUFFLED ? order[static_cast<size_t>(i)]
                                                      : i;
@@ -408,6 +415,7 @@ void run(const Launch& l) {
                 static_cast<unsigned>(block_number / l.grid.x / l.grid.y)};
     run_block(random);
   }
+  faults::after_launch();
   checks::after_launch();
   if (ended_early) {
     set_last_error(cudaErrorLaunchFailure);

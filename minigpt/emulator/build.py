@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from .rewrite import with_local_includes
 
 PACKAGE = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fno-threadsafe-statics", "-ffp-contract=off", "-fno-strict-aliasing",
-         "-Wno-unknown-pragmas", "-Wno-psabi")
+         "-Wno-unknown-pragmas", "-Wno-psabi", *(("-fstack-clash-protection",) if sys.platform == "linux" else ()))
 CHECKED = ("-O1", "-fsanitize=thread", "-fsanitize=bounds", "-DEMULATOR_CHECKED")
 # What only one compiler understands. Static variables of templates must not be shared between libraries, and in the
 # checked build vectors are loaded whole and loops not cut short by what the compiler concludes from an array's size.

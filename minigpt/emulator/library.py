@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Library:
         return self if self.checked else Library(self.path, True, self._include)
 
     def call(self, name, *arguments, contiguous=True):
-        """Runs a launcher. The stream, its last parameter, is left out. `contiguous`: whether arrays must be."""
+        """Runs a launcher. The stream among its parameters is left out. `contiguous`: whether arrays must be."""
         if _watching:
             report, options = _watching
             report.add(self._when_checked._run(name, arguments, contiguous, options))
@@ -63,7 +64,6 @@ class Library:
         if len(arguments) != len(taken):
             raise TypeError(f"{signature} takes {len(taken)} arguments, not {len(arguments)}")
         words = [launchers.argument(name, p, x, contiguous) for p, x in zip(taken, arguments, strict=True)]
-        words = words + [None] * (len(signature.parameters) - len(taken))
         function = getattr(self._library, name)
         function.restype, function.argtypes = None, [p.ctype for p in signature.parameters]
         with self._lock:
@@ -73,11 +73,13 @@ class Library:
             self._library.emulator_skip(file.encode() if skip else None, int(line))
             for option in DEFAULTS:
                 self._library.emulator_set(option.encode(), ctypes.c_int64(options.get(option, DEFAULTS[option])))
+            self._library.emulator_set(b"interruptible", ctypes.c_int64(_stops_at_ctrl_c()))
             if self.checked:                                            # arrays are copied, apart from each other
                 self._guard(taken, arguments)
                 words = [self._library.emulator_guarded(ctypes.c_void_p(word)) if isinstance(x, np.ndarray) else word
-                         for word, x in zip(words, [*arguments, None], strict=False)]
-            function(*words)
+                         for word, x in zip(words, arguments, strict=True)]
+            words = iter(words)
+            function(*(None if p.kind == "cudaStream_t" else next(words) for p in signature.parameters))
             if self.checked:
                 self._library.emulator_copy_back()
             return json.loads(self._library.emulator_report())
@@ -89,6 +91,12 @@ class Library:
                 before, extent = memory(x.shape, x.strides, x.itemsize)
                 self._library.emulator_array(parameter.name.encode(), ctypes.c_void_p(x.ctypes.data - before),
                                              ctypes.c_int64(extent), ctypes.c_int64(x.itemsize), not parameter.const)
+
+
+def _stops_at_ctrl_c():
+    """Whether Ctrl-C raises KeyboardInterrupt here, so that a kernel may be left in the middle."""
+    return (threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
 DEFAULTS = dict(warp_order=0, block_order=0, seed=0, copies_early=0, trace=0)

@@ -1,0 +1,88 @@
+"""Kernels that would end the process: a fault of the CPU becomes a KernelError, and Ctrl-C ends an endless loop."""
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from minigpt import emulator
+from minigpt.ops import available
+
+pytestmark = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
+
+KERNEL = """#include <assert.h>
+__device__ float deep(int n) {
+  volatile float held[64];
+  held[n % 64] = n;
+  return n < 0 ? 0 : deep(n + 1) + held[3];
+}
+__global__ void kernel(float* x, int n) {
+  BODY
+}
+extern "C" void run(float* x, int n) { kernel<<<2, 64>>>(x, n); }
+"""
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    def make(body, checked):
+        (tmp_path / "kernel.cu").write_text(KERNEL.replace("BODY", body))
+        return emulator.compile(tmp_path / "kernel.cu", checked=checked)
+    return make
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("body, kind, words", [
+    ("x[threadIdx.x] = threadIdx.x / (n - 8);", "arithmetic", "divides an integer by zero in kernel.cu:8"),
+    ("x[threadIdx.x] = deep(n);", "stack", "local variables"),
+    ("float big[100000]; for (int i = 0; i < 100000; ++i) big[i] = i + n; x[0] = big[n];", "stack", "192 KiB"),
+    ("*(float*)0x1234567890 = n;", "out of bounds", "0x1234567890"),
+    ("float* p = nullptr; p[threadIdx.x + n] = 1;", "out of bounds", "kernel.cu:8"),
+    ("void (*volatile call)() = nullptr; call();", "out of bounds", "kernel.cu:10"),
+    ("assert(n > 8);", "trap", "assert(n > 8) in kernel.cu:8 does not hold"),
+])
+def test_a_fault_is_an_error_and_python_goes_on(compiled, body, kind, words, checked):
+    x = np.ones(64, np.float32)
+    kernels, handler = compiled(body, checked), signal.getsignal(signal.SIGSEGV)
+    for _ in range(2):
+        with pytest.raises(emulator.KernelError) as caught:
+            kernels.run(x, 8)
+        assert caught.value.findings[0].kind == kind and words in str(caught.value)
+    assert signal.getsignal(signal.SIGSEGV) == handler
+    compiled("if (blockIdx.x == 0) x[threadIdx.x] = 5;", checked).run(x, 8)
+    assert (x == 5).all()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("body", ["for (;;) __syncthreads();", "while (x[threadIdx.x] > 0) x[threadIdx.x + 64] = 1;",
+                                  "volatile int i = 0; while (i == 0) {}"])
+def test_ctrl_c_ends_an_endless_loop(compiled, body, checked):
+    kernels, before, done = compiled(body, checked), signal.signal(signal.SIGINT, signal.default_int_handler), []
+
+    def press():                          # one that touches no memory needs to be told twice
+        while not done:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            pressed.wait(0.5)
+
+    pressed = threading.Event()
+    presser = threading.Timer(0.3, press)
+    presser.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            try:
+                kernels.run(np.ones(128, np.float32), 8)
+            finally:
+                done.append(True)
+                pressed.set()
+    finally:
+        presser.join()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_stream_may_stand_anywhere(tmp_path):
+    path = tmp_path / "first.cu"
+    path.write_text('extern "C" void run(cudaStream_t stream, float* x, int n) { x[n] = stream ? 1 : 2; }')
+    x = np.zeros(4, np.float32)
+    emulator.compile(path).run(x, 3)
+    assert x[3] == 2
