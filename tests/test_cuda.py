@@ -5,6 +5,7 @@ without a driver. minigpt/ops/gpu.py runs over a "GPU" that is the emulator: its
 the CPU.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import re
@@ -278,7 +279,8 @@ class OnGPU:
 @pytest.fixture
 def torch(monkeypatch):
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda number: type("Stream", (), {"cuda_stream": 0}))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda number: type("Stream", (), {"cuda_stream": 7}))
+    monkeypatch.setattr(torch.cuda, "device", lambda number: contextlib.nullcontext())
     return torch
 
 

@@ -66,14 +66,20 @@ class GPU:
         stream = torch.cuda.current_stream(number).cuda_stream if on_gpu else 0
         function = getattr(self._library, signature.name)
         function.restype, function.argtypes = None, [p.ctype for p in signature.parameters]
-        self._do("use", number)
         with contextlib.ExitStack() as after:
-            words = []
+            if on_gpu:
+                after.enter_context(torch.cuda.device(number))     # and back to the caller's when this is over
+            self._do("use", number)
+            words, copies = [], False
             for parameter, x in zip(signature.parameters, arguments, strict=False):         # all but the stream
                 word = launchers.argument(rung.op, parameter, x, contiguous=False)
                 if isinstance(x, np.ndarray) and device(x) is None:
                     word = self._copied(x, word, parameter, after)
+                    copies = True
                 words.append(word)
+            if copies and stream:               # copies are in the default stream, for which torch's others do not wait
+                self._do("synchronize")
+                after.callback(self._do, "synchronize")
             function(*words, stream)
             self._do("last_error")
 
