@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minigpt import emulator
-from minigpt.ops import available
+from minigpt.ops import available, load
 
 pytestmark = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
 
@@ -86,3 +86,47 @@ def test_the_stream_may_stand_anywhere(tmp_path):
     x = np.zeros(4, np.float32)
     emulator.compile(path).run(x, 3)
     assert x[3] == 2
+
+
+def test_what_is_damaged_in_the_cache_is_made_again(compiled, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    body, x = "if (blockIdx.x == 0) x[threadIdx.x] = n;", np.zeros(64, np.float32)
+    compiled(body, False)
+    for name, kept in (("*.so", 1000), ("*.so", 0), ("*.[so]*", 500)):
+        for path in (tmp_path / "minigpt" / "emulator").glob(name):
+            data = path.read_bytes()
+            path.unlink()                                       # the library that is loaded keeps its file
+            path.write_bytes(data[:kept])
+        compiled(body, False).run(x, 9)
+        assert (x == 9).all()
+
+
+@pytest.mark.parametrize("option", [dict(seed=-1), dict(seed="a"), dict(seed=2**40), dict(trace=-1), dict(trace=1.5),
+                                    dict(skip="nonsense"), dict(skip=5), dict(skip="a:b")])
+def test_watch_refuses_what_it_cannot_use(option):
+    with pytest.raises(ValueError, match=f"watch: {next(iter(option))} is"):
+        with emulator.watch(**option):
+            pass
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "latin.cu").write_bytes("// é".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.cu is not UTF-8 text \(at byte 3\)"):
+        emulator.compile(tmp_path / "latin.cu")
+
+
+def test_bytes_in_the_other_order_are_refused(compiled):
+    swapped = np.ones(64, np.float32).astype(np.dtype(np.float32).newbyteorder())
+    with pytest.raises(TypeError, match="run: x has the bytes of its numbers in the other order"):
+        compiled("x[threadIdx.x] = 1;", False).run(swapped, 8)
+    with pytest.raises(TypeError, match="in the other order"):
+        load("emulated").gelu_forward(swapped)
+
+
+def test_tensors_that_are_no_plain_memory_are_refused():
+    torch = pytest.importorskip("torch")
+    x = torch.ones(2, 8)
+    for odd, words in ((x.to("meta"), "device meta"), (x.to_sparse(), "torch.sparse_coo"),
+                       (x.to(torch.complex64).conj().imag, "negates"), (x.to(torch.float8_e4m3fn), "float8_e4m3fn")):
+        with pytest.raises(TypeError, match=words):
+            load("emulated").gelu_forward(odd)

@@ -60,7 +60,10 @@ def ready():
 
 @cache
 def _compiler_version():
-    return subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    try:
+        return subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ImportError(f"the C++ compiler {compiler()} does not run ({error})") from None
 
 
 def _is_clang():
@@ -99,7 +102,7 @@ def build(path, checked: bool, include=()) -> Path:
                *(f"-I{folder}" for folder in (*include, sources() / "emulator", sources() / "emulator" / "include")),
                "-include", "cuda_on_cpu.h"]
     library = cache_folder() / f"{_key(path, *map(str, options), *files, *files.values())}.so"
-    if library.exists():
+    if _intact(library):
         os.utime(library)
         return library
     runtime = _runtime()
@@ -128,7 +131,7 @@ def _runtime():
     objects = []
     for source in sorted((sources() / "emulator").glob("*.cpp")):
         made = cache_folder() / f"{_key(source.name)}.o"
-        if not made.exists():
+        if not _intact(made):
             _store(made, "-c", source, *_flags(checked=False), f"-I{source.parent}")
         objects.append(made)
     return objects
@@ -139,10 +142,27 @@ def _store(target, *arguments):
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "made")
         _compile(*arguments, "-o", made)
-        with atomic_write(target) as file:
-            file.write(made.read_bytes())
+        if not made.exists():
+            raise CompileError(f"{compiler()} says nothing and makes nothing: it is no C++ compiler")
+        data = made.read_bytes()
+        for path, content in ((target, data), (_sum(target), hashlib.sha256(data).hexdigest().encode())):
+            with atomic_write(path) as file:
+                file.write(content)
     for old in sorted(target.parent.glob("*.so"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
         old.unlink(missing_ok=True)
+        _sum(old).unlink(missing_ok=True)
+
+
+def _sum(path):
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _intact(path):
+    """Whether a file in the cache is there, and is what was put there: a damaged library would end the process."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest().encode() == _sum(path).read_bytes()
+    except OSError:
+        return False
 
 
 def _compile(*arguments):

@@ -88,6 +88,8 @@ def argument(function: str, parameter: Parameter, value, contiguous=True):
     wanted, got = ELEMENTS[parameter.kind], dtype_name(value.dtype)
     if wanted and got not in wanted:
         raise TypeError(f"{where} holds {got}, must hold {wanted[0]}: {parameter.kind}* in the source")
+    if not value.dtype.isnative:
+        raise TypeError(f"{where} has the bytes of its numbers in the other order ({value.dtype}), must be {got}")
     if contiguous and not value.flags.c_contiguous:
         raise ValueError(f"{where} is not contiguous (strides {value.strides}), must be: a kernel sees an address")
     if not parameter.const and not value.flags.writeable:

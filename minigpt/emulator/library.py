@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import re
 import signal
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..ops.cuda_arrays import memory
 from . import launchers
 from .build import build
 from .report import KernelError, Report
+from .rewrite import read
 
 ORDERS = ("forward", "reversed", "shuffled")
 COPIES = ("late", "early")
@@ -26,7 +28,7 @@ class Library:
 
     def __init__(self, path, checked=True, include=()):
         self.path, self.checked, self._include = Path(path), checked, include
-        self._signatures = launchers.signatures(self.path.read_text(encoding="utf-8"), str(path))
+        self._signatures = launchers.signatures(read(self.path), str(path))
         self._library = ctypes.CDLL(str(build(path, checked, include)))
         self._library.emulator_report.restype = ctypes.c_char_p
         self._library.emulator_guarded.restype = ctypes.c_void_p
@@ -115,9 +117,14 @@ def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, ski
     for name, value, known in (("warps", warps, ORDERS), ("blocks", blocks, ORDERS), ("copies", copies, COPIES)):
         if value not in known:
             raise ValueError(f"watch: {name} is {value!r}, must be one of {', '.join(known)}")
+    for name, value in (("seed", seed), ("trace", trace)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**31:
+            raise ValueError(f"watch: {name} is {value!r}, must be an integer, at least 0 and below 2^31")
+    if skip is not None and not (isinstance(skip, str) and re.fullmatch(r".+:\d{1,9}", skip)):
+        raise ValueError(f'watch: skip is {skip!r}, must be None or a "file:line" of report.sites')
     before = _watching
     options = dict(warp_order=ORDERS.index(warps), block_order=ORDERS.index(blocks), seed=seed,
-                   copies_early=COPIES.index(copies), trace=int(trace), skip=skip)
+                   copies_early=COPIES.index(copies), trace=trace, skip=skip)
     _watching = Report(), options
     try:
         yield _watching[0]

@@ -101,6 +101,14 @@ def _configuration_ends(code, start, where):
     raise SyntaxProblem(f"{where}: <<< without >>>")
 
 
+def read(path) -> str:
+    """The text of a source file. ValueError, naming it, where it is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (at byte {error.start})") from None
+
+
 def with_local_includes(path: str, folders=()) -> dict[str, str]:
     """{path: rewritten text} of a file and of every file that it reaches by #include "...": beside the file that asks,
     or in `folders`."""
@@ -109,7 +117,7 @@ def with_local_includes(path: str, folders=()) -> dict[str, str]:
         path = waiting.pop()
         if path in files:
             continue
-        text = Path(path).read_text(encoding="utf-8")
+        text = read(path)
         files[path] = rewrite(text, path)
         for name in LOCAL_INCLUDE.findall(text):
             places = (os.path.normpath(os.path.join(folder, name)) for folder in (os.path.dirname(path), *folders))

@@ -33,8 +33,11 @@ class _DLTensor(ctypes.Structure):
 def view(x):
     """x as a NumPy array over the same memory; x itself where it is one already, or no array at all."""
     if isinstance(x, np.ndarray):
+        if not x.dtype.isnative:
+            raise TypeError(f"an array of {x.dtype} has the bytes of its numbers in the other order")
         return x if x.dtype.name != "bfloat16" else _view(x, x.ctypes.data, x.shape, x.strides, BFLOAT16, None)
     if hasattr(x, "data_ptr") and hasattr(x, "element_size"):                      # torch
+        _refuse_odd(x)
         dtype, size = _dtype(str(x.dtype).removeprefix("torch.")), x.element_size()
         strides = tuple(n * size for n in x.stride())
         return _view(x, x.data_ptr(), tuple(x.shape), strides, dtype, x.device.index if x.is_cuda else None)
@@ -43,8 +46,21 @@ def view(x):
     return x
 
 
+def _refuse_odd(x):
+    """TypeError for a torch tensor that is more, or less, than numbers in memory at some strides."""
+    if x.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"a tensor is on the device {x.device}, must be on cpu or cuda")
+    if str(x.layout) != "torch.strided" or x.is_nested:
+        raise TypeError(f"a tensor is {'nested' if x.is_nested else x.layout}, must be strided")
+    if x.is_neg() or x.is_conj():
+        raise TypeError("a tensor is a view that negates or conjugates; call resolve_neg() or resolve_conj() first")
+
+
 def _dtype(name):
-    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    try:
+        return BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    except TypeError:
+        raise TypeError(f"an array holds {name}, which kernels do not take") from None
 
 
 def memory(shape, strides, itemsize):
