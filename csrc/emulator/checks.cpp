@@ -134,13 +134,13 @@ void report_race(const Region& r, uint64_t address, Kind kind, Code code, const 
     return;
   }
   bool one_warp = prior.thread() / WARP == current->id / WARP;
+  const char* adding = r.space == GLOBAL && kind != ATOMIC ? " Where several add to one element: atomicAdd()." : "";
   found("race",
         text("thread %d %s %s in {0}, which thread %d %s in {1}, and no barrier lies between the two", current->id,
              verb(kind), element, prior.thread(), past(prior_kind)),
-        one_warp
-            ? "Put __syncwarp() or __syncthreads() between the two, or let threads touch different elements. (Lanes "
-              "of one warp do not run in step, and shuffles do not order memory.)"
-            : "Put __syncthreads() between the two, or let threads touch different elements.",
+        text("Put %s between the two, or let threads touch different elements.%s%s",
+             one_warp ? "__syncwarp() or __syncthreads()" : "__syncthreads()", adding,
+             one_warp ? " (Lanes of one warp do not run in step, and shuffles do not order memory.)" : ""),
         place_of(code), place_of(prior.code));
 }
 
@@ -184,7 +184,7 @@ void report_empty(const Region& r, uint64_t address, Code code) {
   found(
       "out of bounds", words,
       "Check the index against the size before the access; the last block and the last tile are usually not full. The "
-      "kernel was ended here, as a GPU would.",
+      "kernel was ended here; a GPU may go on, with somebody else's memory.",
       place_of(code));
   end_launch();
 }

@@ -111,10 +111,10 @@ bool found_again(const char* kind, Place here, Place other) {
   return false;
 }
 
-void found(const char* kind, const char* words, const char* mend, Place here, Place other) {
+void found(const char* kind, const char* words, const char* mend, Place here, Place other, const Thread* who) {
   if (found_again(kind, here, other)) return;
-  findings.push_back({kind, words, mend, launched->kernel, here, other, current != nullptr ? current->id : -1, blockIdx,
-                      threadIdx, 1});
+  findings.push_back({kind, words, mend, launched->kernel, here, other, who != nullptr ? who->id : -1, blockIdx,
+                      who != nullptr ? who->index : threadIdx, 1});
 }
 
 }  // namespace emulator

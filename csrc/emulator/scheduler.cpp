@@ -456,7 +456,7 @@ void meet(const Operation& operation, uint32_t mask, void* args, Where where) {
         text("thread %d (lane %d) calls %s in {0} with the mask 0x%08x, which does not name it", t.id, l,
              operation.name, mask),
         "A mask names the lanes that make the call, the caller among them. Outside of any condition it is 0xffffffff.",
-        where);
+        where, where);  // a mistake of its own beside what the others do wrong in this line
     end_launch();
   }
   t.waits_for = &operation;

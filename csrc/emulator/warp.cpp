@@ -33,7 +33,8 @@ void shuffle_lanes(void* const* lanes, uint32_t mask) {
           text("lane %d reads the value of lane %d in the shuffle in {0}, but that lane is not part of it: the "
                "value is undefined",
                i, s.source),
-          "Name all lanes that are read in the mask, and let them all make the call.", s.where);
+          "Name all lanes that are read in the mask, and let them all make the call.", s.where, Place(),
+          &threads[current->id / WARP * WARP + i]);
   });
 }
 const Operation SHUFFLES[] = {{"__shfl_sync()", shuffle_lanes, false},

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from ..files.atomic import atomic_write
-from .rewrite import with_local_includes
+from .rewrite import CompileError, with_local_includes
 
 PACKAGE = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fno-threadsafe-statics", "-ffp-contract=off", "-fno-strict-aliasing",
@@ -29,10 +29,6 @@ GCC_CHECKED = ("-fno-tree-sra", "-fno-aggressive-loop-optimizations", "--param=t
                "-finline-small-functions", "--param=early-inlining-insns=5000")   # what is passed by value is not seen
 CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
-
-
-class CompileError(ValueError):
-    """The compiler's words, with the lines of the file as its author wrote it."""
 
 
 def sources() -> Path:

@@ -39,8 +39,9 @@ class Library:
 
     def __getattr__(self, name):
         if name.startswith("_") or name not in self._signatures:
-            raise AttributeError(f'{self.path} defines no extern "C" void {name}(...); it has '
-                                 f"{', '.join(map(str, self._signatures.values())) or 'none'}")
+            has = ", ".join(map(str, self._signatures.values()))
+            raise AttributeError(f'{self.path} defines no extern "C" void {name}(...); it has {has or "none"}'
+                                 + ("" if has else ': write extern "C" before the function that launches the kernel'))
         return functools.partial(self.call, name)
 
     @functools.cached_property

@@ -123,8 +123,9 @@ class Report:
 
     def _kernel(self, kernel):
         grid, block = (" x ".join(str(n) for n in sizes) for sizes in (kernel.grid, kernel.block))
+        barriers = f"{kernel.barriers} barrier{'s' * (kernel.barriers != 1)}"
         title = (f"{kernel.name}: {kernel.launches} launch{'es' * (kernel.launches != 1)}, grid {grid}, block {block}, "
-                 f"{kernel.shared_bytes} bytes of dynamic shared memory, {kernel.barriers} barriers")
+                 f"{kernel.shared_bytes} bytes of dynamic shared memory, {barriers}")
         rows = [("line", "memory", "", "warps", "bytes", "sectors", "ideal", "conflicts", "waste")]
         for line in sorted((line for line in self.lines if line.kernel == kernel.name), key=_where):
             of_global = line.space == "global"

@@ -27,7 +27,11 @@ INNERMOST = r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)"
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
-class SyntaxProblem(ValueError):
+class CompileError(ValueError):
+    """The compiler's words, with the lines of the file as its author wrote it."""
+
+
+class SyntaxProblem(CompileError):
     """A launch that cannot be read; the compiler would not understand it either."""
 
 
@@ -98,7 +102,7 @@ def _configuration_ends(code, start, where):
             return i
         depth += (code[i] in CLOSING) - (code[i] in CLOSING.values())
         i += 1
-    raise SyntaxProblem(f"{where}: <<< without >>>")
+    raise SyntaxProblem(f"{where}: <<< without >>> before the next semicolon")
 
 
 def read(path) -> str:
