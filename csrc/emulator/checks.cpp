@@ -316,7 +316,7 @@ Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
 }  // namespace
 
 void saw(const void* pointer, size_t bytes, Kind kind, Code code) {
-  if (interrupted && current != nullptr) end_launch();
+  if (interrupted && current != nullptr) stop(place_of(code));
   if (!watching || current == nullptr || on_fiber_stack(pointer)) return;
   uint64_t address = reinterpret_cast<uint64_t>(pointer);
   if (const Region* r = touch(address, bytes, kind, code)) counters::log(address, bytes, r->space, kind, code);

@@ -99,7 +99,7 @@ void handle(int signal, siginfo_t* info, void* context) {
   // Checked, a kernel looks at `interrupted` whenever it touches memory. A fast one never does.
   const bool now = (interrupted || !launched->checked) && in_this_library(code_in(context));
   interrupted = true;
-  if (now) end_launch();
+  if (now) stop(Place(code_in(context)));
 }
 
 }  // namespace

@@ -146,6 +146,7 @@ struct Place {
 // Something is wrong. `words` says what, with {0} and {1} for the two places, and `mend` what usually mends it.
 void found(const char* kind, const char* words, const char* mend, Place here, Place other = Place(),
            const Thread* who = current);
+[[noreturn]] void stop(Place here);                           // says where Ctrl-C came, and ends the launch
 bool found_again(const char* kind, Place here, Place other);  // counts it, if it was found before
 const char* text(const char* format, ...);                    // printf into one of a few buffers, for the words above
 

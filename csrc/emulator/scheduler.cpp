@@ -431,6 +431,11 @@ void end_launch() {
   std::abort();  // nobody switches back
 }
 
+void stop(Place here) {
+  found("interrupted", text("stopped by Ctrl-C, when thread %d was in {0}", current->id), "", here);
+  end_launch();
+}
+
 void trap(const char* what, Where where) {
   found("trap", text("%s in {0} by thread %d", what, current->id), "", where);
   end_launch();

@@ -82,7 +82,12 @@ class Library:
                 words = [self._library.emulator_guarded(ctypes.c_void_p(word)) if isinstance(x, np.ndarray) else word
                          for word, x in zip(words, arguments, strict=True)]
             words = iter(words)
-            function(*(None if p.kind == "cudaStream_t" else next(words) for p in signature.parameters))
+            try:
+                function(*(None if p.kind == "cudaStream_t" else next(words) for p in signature.parameters))
+            except KeyboardInterrupt:
+                report = Report()
+                report.add(json.loads(self._library.emulator_report()))
+                raise KeyboardInterrupt(*(f.text for f in report.findings if f.kind == "interrupted")) from None
             if self.checked:
                 self._library.emulator_copy_back()
             return json.loads(self._library.emulator_report())
