@@ -190,3 +190,9 @@ def test_a_worker_that_fails_is_one_line(capsys, monkeypatch):
 def test_bad_arguments(arguments, words, capsys):
     assert main(["bench", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(tmp_path, capsys):
+    for place in (tmp_path / "no" / "x.json", tmp_path):
+        assert main(["bench", "ops", "--tiny", "--json", str(place)]) == 2
+        assert "bench: --json is" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """Kernels that would end the process: a fault of the CPU becomes a KernelError, and Ctrl-C ends an endless loop."""
 
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from minigpt.ops import available, load
 
 pytestmark = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
 
+ROOT = Path(__file__).parent.parent
 KERNEL = """#include <assert.h>
 __device__ float deep(int n) {
   volatile float held[64];
@@ -130,3 +134,19 @@ def test_tensors_that_are_no_plain_memory_are_refused():
                        (x.to(torch.complex64).conj().imag, "negates"), (x.to(torch.float8_e4m3fn), "float8_e4m3fn")):
         with pytest.raises(TypeError, match=words):
             load("emulated").gelu_forward(odd)
+
+
+def test_what_is_declared_and_never_defined_is_named(tmp_path):
+    (tmp_path / "k.cu").write_text('void other(float*);\nextern "C" void run(float* x) { other(x); }')
+    with pytest.raises(emulator.CompileError, match=r"other\(float\*\)"):
+        emulator.compile(tmp_path / "k.cu")
+    (tmp_path / "k.cu").write_text('#if 0\nextern "C" void run(float* x) {}\n#endif\nextern "C" void rest() {}')
+    with pytest.raises(AttributeError, match=r"run\(...\); it has rest\(\)"):
+        emulator.compile(tmp_path / "k.cu").run(np.ones(1, np.float32))
+
+
+def test_the_demonstration_without_a_compiler_says_so():
+    done = subprocess.run([sys.executable, "-m", "minigpt.emulator.demo"], cwd=ROOT, env={"PATH": ""},
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("minigpt: the emulator needs a C++ compiler")
+    assert done.stderr.count("\n") == 1

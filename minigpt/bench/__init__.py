@@ -75,6 +75,8 @@ def run(args):
     if args.data:
         with text_file(args.data):
             pass  # raises before anything is measured
+    if args.json and (Path(args.json).is_dir() or not os.access(Path(args.json).parent, os.W_OK)):
+        raise ValueError(f"bench: --json is {args.json}, which cannot be written, must be a file in a folder of yours")
     sections = [name for name in SECTIONS if args.what in ("all", name) and (name != "shakespeare" or args.data)]
     result = measure(sections, args.threads, data=args.data, only=args.only, tiny=args.tiny, progress=_progress)
     print(tables.terminal(result))

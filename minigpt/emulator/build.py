@@ -28,6 +28,8 @@ GCC = ("-fno-gnu-unique", "-fno-semantic-interposition")
 GCC_CHECKED = ("-fno-tree-sra", "-fno-aggressive-loop-optimizations", "--param=tsan-instrument-func-entry-exit=0",
                "-finline-small-functions", "--param=early-inlining-insns=5000")   # what is passed by value is not seen
 CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
+# What is declared and nowhere defined is an error of the linker, in words, not of whoever loads the library.
+LINKED = ("-Wl,-z,defs", "-ldl", "-lpthread") if sys.platform == "linux" else ()
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 
 
@@ -111,7 +113,7 @@ def build(path, checked: bool, include=()) -> Path:
         made = Path(folder, "kernel.o")
         _compile("-x", "c++", "-c", f"{folder}{path}", *(f"-I{folder}{original}" for original in include), *options,
                  f"-fdebug-prefix-map={folder}=", "-o", made)
-        _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic")
+        _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic", *LINKED)
     return library
 
 

@@ -30,6 +30,8 @@ class Library:
         self.path, self.checked, self._include = Path(path), checked, include
         self._signatures = launchers.signatures(read(self.path), str(path))
         self._library = ctypes.CDLL(str(build(path, checked, include)))
+        self._signatures = {name: of for name, of in self._signatures.items()      # without those left out by #if
+                            if hasattr(self._library, name)}
         self._library.emulator_report.restype = ctypes.c_char_p
         self._library.emulator_guarded.restype = ctypes.c_void_p
         self._lock = threading.Lock()     # the machine in the library runs one launch at a time
