@@ -109,9 +109,11 @@ def test_kept_results_and_what_is_made_of_them(tiny, tmp_path, monkeypatch):
     readme.write_text(f"# x\n{tables.README_BEGIN}\nold\n{tables.README_END}\nrest\n")
 
     tables.keep(tiny)
-    assert set(tables.stale()) == {header, readme}
-    assert set(tables.write()) == {header, readme} and tables.stale() == {}
-    assert "| layernorm forward (8, 24) |" in readme.read_text() and readme.read_text().endswith("rest\n")
+    full = tmp_path / "results" / "cpu.md"
+    assert set(tables.stale()) == {header, readme, full}
+    assert set(tables.write()) == {header, readme, full} and tables.stale() == {}
+    assert "| layernorm forward (8, 24) |" in full.read_text() and "| gelu forward (8, 24) |" in readme.read_text()
+    assert "linear" not in readme.read_text() and readme.read_text().endswith("rest\n")
     lines = header.read_text().splitlines()
     assert lines[0] == "// What it computes." and lines[-1] == "#include <x>"
     assert lines[1].startswith("// measured: ") and lines[1].endswith("layernorm forward (8, 24)")

@@ -150,3 +150,42 @@ def test_the_demonstration_without_a_compiler_says_so():
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("minigpt: the emulator needs a C++ compiler")
     assert done.stderr.count("\n") == 1
+
+
+def test_memory_that_is_not_there_is_an_error_of_cuda(tmp_path):
+    """And files that time themselves compile, though there is no time to tell."""
+    (tmp_path / "host.cu").write_text("""extern "C" void run(float* said) {
+  float* p = nullptr;
+  cudaEvent_t start, stop;
+  cudaEventCreate(&start), cudaEventCreate(&stop);
+  cudaEventRecord(start);
+  said[0] = cudaMemcpy(p, said, 4, cudaMemcpyHostToDevice);
+  said[1] = cudaMemset(p, 0, 4);
+  cudaMalloc(&p, 4);
+  said[2] = cudaFree(p);
+  said[3] = cudaFree(p);
+  said[4] = cudaGetLastError();
+  cudaEventRecord(stop), cudaEventSynchronize(stop);
+  cudaEventElapsedTime(said + 5, start, stop);
+}
+""")
+    said, invalid = np.zeros(6, np.float32), 1
+    emulator.compile(tmp_path / "host.cu").run(said)
+    assert said[:5].tolist() == [invalid, invalid, 0, invalid, invalid] and np.isnan(said[5])
+
+
+def test_threads_watch_their_own_launches(compiled):
+    kernels, seen = compiled("if (blockIdx.x == 0) x[threadIdx.x] = n;", True), []
+
+    def watch():
+        for _ in range(20):
+            with emulator.watch() as report:
+                kernels.run(np.ones(64, np.float32), 8)
+            seen.append([kernel.launches for kernel in report.kernels])
+
+    threads = [threading.Thread(target=watch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [[1]] * 80

@@ -3,7 +3,7 @@
 // An asynchronous copy may happen at any time between its issue and the wait for it. The emulator does it as late as
 // allowed, or as early (options.copies_early): a missing wait shows in the one, a buffer refilled too soon in the
 // other.
-#include <unordered_map>
+#include <unordered_set>
 
 #include "checks.h"
 #include "runtime.h"
@@ -13,6 +13,7 @@ namespace {
 
 cudaError_t last_error = cudaSuccess;
 size_t shared_allowed = 0;
+std::unordered_set<void*> allocated;  // and not yet released
 
 void perform(const AsyncCopy& copy) {
   if (copy.valid > 0) std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.valid));
@@ -75,23 +76,27 @@ cudaError_t allocate(void** pointer, size_t bytes, Where where) {
   *pointer = std::aligned_alloc(256, (bytes + 511) / 256 * 256);  // with a gap behind it
   if (*pointer == nullptr) return last_error = cudaErrorMemoryAllocation;
   std::memset(*pointer, 0xff, bytes);  // NaN, whatever the type
+  allocated.insert(*pointer);
   checks::allocated(*pointer, bytes, where);
   return cudaSuccess;
 }
 
 cudaError_t release(void* pointer, Where) {
+  if (pointer != nullptr && allocated.erase(pointer) == 0) return last_error = cudaErrorInvalidValue;
   checks::released(pointer);
   std::free(pointer);
   return cudaSuccess;
 }
 
 cudaError_t copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0 && (to == nullptr || from == nullptr)) return last_error = cudaErrorInvalidValue;
   std::memcpy(to, from, bytes);
   checks::filled(to, bytes);
   return cudaSuccess;
 }
 
 cudaError_t set(void* pointer, int value, size_t bytes) {
+  if (bytes > 0 && pointer == nullptr) return last_error = cudaErrorInvalidValue;
   std::memset(pointer, value, bytes);
   checks::filled(pointer, bytes);
   return cudaSuccess;

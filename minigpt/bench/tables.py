@@ -142,8 +142,14 @@ def _aligned(table):
 # the README and the headers
 
 
-def readme_table(result):
-    """The table between the README's markers, in Markdown."""
+# The rows that stand in the README, by how their names begin; FULL_TABLE has all.
+README_ROWS = ("attention forward + backward", "linear forward 1024 x 768 x 3072", "layernorm forward + backward (8192",
+               "gelu forward", "cross-entropy", "AdamW", "training step", "decode", "prompt")
+FULL_TABLE = "cpu.md"
+
+
+def markdown_table(result, begin=("",)):
+    """The rows whose names begin so, in Markdown."""
     if result is None:
         return "(not measured yet: `minigpt bench all --keep`)"
     lines = [f"Measured {result['date']} on {machine_name(result)} with {result['threads']} threads in float32, by "
@@ -153,6 +159,8 @@ def readme_table(result):
              "|---|---|---|---|---|---|---|---|"]
     for section in result["sections"].values():
         for row in section["rows"]:
+            if not row["work"].startswith(begin):
+                continue
             figures = ours(row)
             speed, unit = rate(row, figures)
             own = f"{seconds(figures)}, {speed:.3g} {unit}" if "tokens" not in row else _tokens(row, figures)
@@ -219,15 +227,15 @@ def keep(result):
 def stale():
     """{path: what it must hold} for every file of the checkout that disagrees with the newest result."""
     result, changes = newest(), {}
-    readme = REPOSITORY / "README.md"
-    texts = {}
+    readme, full = REPOSITORY / "README.md", RESULTS / FULL_TABLE
+    texts = {full: (full.read_text(encoding="utf-8") if full.exists() else "", markdown_table(result) + "\n")}
     if readme.exists():
         text = readme.read_text(encoding="utf-8")
         if text.count(README_BEGIN) != 1 or text.count(README_END) != 1:
             raise ValueError(f"{readme} must hold {README_BEGIN} and {README_END} once each")
         before, _, rest = text.partition(README_BEGIN)
         after = rest.partition(README_END)[2]
-        texts[readme] = text, f"{before}{README_BEGIN}\n{readme_table(result)}\n{README_END}{after}"
+        texts[readme] = text, f"{before}{README_BEGIN}\n{markdown_table(result, README_ROWS)}\n{README_END}{after}"
     for path, folder, direction, rung in rung_files():
         text = path.read_text(encoding="utf-8")
         if len(MEASURED.findall(text)) != 1:

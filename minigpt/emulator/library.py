@@ -1,6 +1,7 @@
 """A compiled kernel file in this process: its launchers are called, and what was seen becomes errors and reports."""
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import json
@@ -20,7 +21,8 @@ from .rewrite import read
 ORDERS = ("forward", "reversed", "shuffled")
 COPIES = ("late", "early")
 
-_watching = None                          # (the report, the options) inside watch()
+# (the report, the options) inside watch(), of this thread alone
+_watching = contextvars.ContextVar("watching", default=None)
 
 
 class Library:
@@ -52,8 +54,8 @@ class Library:
 
     def call(self, name, *arguments, contiguous=True):
         """Runs a launcher. The stream among its parameters is left out. `contiguous`: whether arrays must be."""
-        if _watching:
-            report, options = _watching
+        if watching := _watching.get():
+            report, options = watching
             report.add(self._when_checked._run(name, arguments, contiguous, options))
             return
         seen = self._run(name, arguments, contiguous, {})
@@ -121,7 +123,6 @@ def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, ski
     "shuffled" by `seed`). `copies`: whether an asynchronous copy happens as "early" as it may, or as "late". `trace`:
     keep this many accesses of warps, in their order, in report.trace. `skip`: leave out the barrier or wait that stands
     there, a "file:line" of report.sites."""
-    global _watching
     for name, value, known in (("warps", warps, ORDERS), ("blocks", blocks, ORDERS), ("copies", copies, COPIES)):
         if value not in known:
             raise ValueError(f"watch: {name} is {value!r}, must be one of {', '.join(known)}")
@@ -130,14 +131,14 @@ def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, ski
             raise ValueError(f"watch: {name} is {value!r}, must be an integer, at least 0 and below 2^31")
     if skip is not None and not (isinstance(skip, str) and re.fullmatch(r".+:\d{1,9}", skip)):
         raise ValueError(f'watch: skip is {skip!r}, must be None or a "file:line" of report.sites')
-    before = _watching
     options = dict(warp_order=ORDERS.index(warps), block_order=ORDERS.index(blocks), seed=seed,
                    copies_early=COPIES.index(copies), trace=trace, skip=skip)
-    _watching = Report(), options
+    report = Report()
+    before = _watching.set((report, options))
     try:
-        yield _watching[0]
+        yield report
     finally:
-        _watching = before
+        _watching.reset(before)
 
 
 def run(function, *arguments, **options) -> Report:
