@@ -175,7 +175,7 @@ BUGS = [
     Bug("CUDA: every warp takes the first queries of the tile", "attention_backward",
         CUDA + "attention/backward_4_fused.cu", "(across<DS_ROW>(j) ^ row)", "across<DS_ROW>(j)"),
     Bug("CUDA: what is summed up by atomics is not scaled", "attention_backward",
-        CUDA + "attention/backward_4_fused.cu", "from_float<T>(a.shape.scale * dq_sum[d])", "from_float<T>(dq_sum[d])"),
+        CUDA + "attention/backward_4_fused.cu", "(a.shape.scale * dq_sum[n", "(dq_sum[n"),
     Bug("CUDA: scores without the scale", "attention_forward", CUDA + "attention/stored_scores.cuh",
         "p[index] = shape.scale * s;", "p[index] = s;"),
     Bug("CUDA: sums under different maxima added up", "attention_forward",

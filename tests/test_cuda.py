@@ -256,7 +256,7 @@ class OnGPU:
     is_cuda = True
 
     def __init__(self, tensor, number=0):
-        self.tensor, self.device = tensor, type("Device", (), {"index": number})
+        self.tensor, self.device = tensor, type("Device", (), {"type": "cuda", "index": number})
 
     def __getattr__(self, name):
         if name.startswith("__"):
