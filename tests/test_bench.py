@@ -17,6 +17,8 @@ from minigpt.text import default_corpus
 needs_cpp = pytest.mark.skipif(available()["cpp"] is not None, reason="the C++ kernels are not built")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 
+LIMITS = {name: 1.0 for name in ("fma_1_thread", "fma", "read", "triad", "triad_streaming", "l3")}
+
 
 def test_tables_say_what_was_measured():
     assert list(tables.stale()) == [], "run: minigpt bench tables"
@@ -171,11 +173,25 @@ def test_torch_twin_computes_our_loss():
 @needs_cpp
 def test_command_writes_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "measure", lambda *_, **__: {
-        "date": "2026-01-02", "threads": 1, "sections": {},
+        "threads": 1, "sections": {"ops": {"date": "2026-01-02", "limits": LIMITS, "rows": [], "ladders": []}},
         "machine": {"cpu": "x", "family": None, "model": None, "isa": "base", "versions": {}}})
     assert main(["bench", "ops", "--json", str(tmp_path / "f.json")]) == 0
-    assert json.loads((tmp_path / "f.json").read_text())["date"] == "2026-01-02"
+    assert json.loads((tmp_path / "f.json").read_text())["sections"]["ops"]["date"] == "2026-01-02"
     assert "2026-01-02" in capsys.readouterr().out
+
+
+def test_what_is_kept_takes_the_place_of_the_same_sections_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+
+    def result(**days):
+        sections = {name: {"date": day, "limits": LIMITS, "rows": [], "ladders": []} for name, day in days.items()}
+        return {"threads": 2, "sections": sections, "machine": {"cpu": "x", "family": None, "model": None, "isa": "y"}}
+
+    tables.keep(result(ops="2026-01-02", train="2026-01-02"))
+    tables.keep(result(train="2026-03-04"))
+    assert [path.name for path in tmp_path.iterdir()] == ["2026-03-04_x_y_2-threads.json"]
+    assert tables.newest() == result(ops="2026-01-02", train="2026-03-04")
+    assert tables.dates(tables.newest()) == "2026-01-02 and 2026-03-04"
 
 
 @needs_cpp

@@ -93,14 +93,14 @@ def run(args):
 
 def measure(sections, threads, data=None, only=None, tiny=False, settings=("default", "best"),
             progress=lambda line: None):
-    """Measures sections -> {"date", "threads", "machine", "sections": {name: {"limits", "rows", "ladders"}}}. A row
+    """Measures sections -> {"threads", "machine", "sections": {name: {"date", "limits", "rows", "ladders"}}}. A row
     holds its work and, under "default" and "best", the summary of each variant."""
     missing = backends.available()["cpp"]
     if missing:
         raise ValueError(f"bench: {missing}")
     torch = importlib.util.find_spec("torch") is not None
     settings = settings if torch else ("default",)
-    result = {"date": datetime.date.today().isoformat(), "threads": threads, "sections": {}}
+    result = {"threads": threads, "sections": {}}
     start = time.perf_counter()
     for section in sections:
         rows, ladders, limits = {}, [], None
@@ -117,7 +117,8 @@ def measure(sections, threads, data=None, only=None, tiny=False, settings=("defa
                     rows.setdefault(line["work"], line)[setting] = figures
                 what = line.get("work", "the machine's limits") + (f", {line['rung']}" if "rung" in line else "")
                 progress(f"{time.perf_counter() - start:4.0f} s  {section}, {setting} settings: {what}")
-        result["sections"][section] = {"limits": limits, "rows": list(rows.values()), "ladders": ladders}
+        result["sections"][section] = {"date": datetime.date.today().isoformat(), "limits": limits,
+                                       "rows": list(rows.values()), "ladders": ladders}
     return result
 
 

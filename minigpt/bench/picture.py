@@ -1,7 +1,7 @@
 """The picture of the ladders: a panel an operation, a bar a rung, and the line of what the machine allows."""
 
 from .machine import limit
-from .tables import LIMIT_NAMES, machine_name, rate
+from .tables import LIMIT_NAMES, dates, machine_name, rate
 
 
 def ladders(result, path):
@@ -33,7 +33,7 @@ def ladders(result, path):
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(panels):
         panel.set_visible(False)
-    title = f"Every rung of every ladder, {machine_name(result)}, {result['threads']} threads, {result['date']}"
+    title = f"Every rung of every ladder, {machine_name(result)}, {result['threads']} threads, {dates(result)}"
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
     return True

@@ -1,7 +1,8 @@
 """From figures to text: the table on the terminal, the README's, and the `// measured:` lines of the kernels.
 
-What is kept lies in minigpt/bench/results/, one JSON file a day, machine and number of threads; the tables in a
-checkout are made from the newest, and tests/test_bench.py fails where they say something else.
+What is kept lies in minigpt/bench/results/, one JSON file a machine and number of threads, each section with the date
+of its measurement; the tables in a checkout are made from the newest file, and tests/test_bench.py fails where they
+say something else.
 """
 
 import json
@@ -59,6 +60,11 @@ def peers(row):
         yield name, pairs.get(("default", variants[0])), pairs[best]
 
 
+def dates(result):
+    """The days on which the sections were measured, as text."""
+    return " and ".join(sorted({section["date"] for section in result["sections"].values()}))
+
+
 def machine_name(result):
     machine = result["machine"]
     model = f"family {machine['family']} model {machine['model']}, " if machine["family"] else ""
@@ -71,7 +77,7 @@ def machine_name(result):
 
 def terminal(result):
     """Everything, as aligned plain text."""
-    lines = [f"{machine_name(result)}, {result['threads']} threads, {result['date']}; "
+    lines = [f"{machine_name(result)}, {result['threads']} threads, {dates(result)}; "
              + ", ".join(f"{k} {v}" for k, v in result["machine"]["versions"].items())]
     for name, section in result["sections"].items():
         limits = section["limits"]
@@ -144,7 +150,7 @@ def _aligned(table):
 
 # The rows that stand in the README, by how their names begin; FULL_TABLE has all.
 README_ROWS = ("attention forward + backward", "linear forward 1024 x 768 x 3072", "layernorm forward + backward (8192",
-               "gelu forward", "cross-entropy", "AdamW", "training step", "decode", "prompt")
+               "gelu forward", "cross-entropy", "AdamW", "training step", "2000 steps", "decode", "prompt")
 FULL_TABLE = "cpu.md"
 
 
@@ -152,7 +158,7 @@ def markdown_table(result, begin=("",)):
     """The rows whose names begin so, in Markdown."""
     if result is None:
         return "(not measured yet: `minigpt bench all --keep`)"
-    lines = [f"Measured {result['date']} on {machine_name(result)} with {result['threads']} threads in float32, by "
+    lines = [f"Measured {dates(result)} on {machine_name(result)} with {result['threads']} threads in float32, by "
              "`minigpt bench all --keep`; medians, each pair side by side in one process. *Default* is the peer as "
              "people run it, *best* the fastest of its settings that were tried (see `minigpt/bench/__init__.py`).", "",
              "| work | minigpt | of the machine's limit | peer | default | best | faster than default | than best |",
@@ -188,7 +194,7 @@ def measured_lines(result, folder, direction, rung):
             lines.append(f"// measured: {speed:.3g} {unit}, {part}, {row['work']}")
     if not lines:
         return ["// measured: (none yet)"]
-    return [*lines, f"// measured: on {machine_name(result)}, {result['threads']} threads, {result['date'][:7]}"]
+    return [*lines, f"// measured: on {machine_name(result)}, {result['threads']} threads, {ops['date'][:7]}"]
 
 
 LIMIT_NAMES = {"fma": "peak", "memory": "the memory's limit", "l3": "the L3's limit", "read": "the memory's limit"}
@@ -206,20 +212,23 @@ def rung_files():
 
 def newest():
     """The newest result kept, or None."""
-    files = sorted(RESULTS.glob("*.json"))
+    files = sorted(RESULTS.glob("*-threads.json"))
     return json.loads(files[-1].read_text(encoding="utf-8")) if files else None
 
 
 def keep(result):
-    """Writes a result to its place; the sections that were measured take the place of those of the same day."""
+    """Writes a result to its place, dated by its newest section. What was measured takes the place of the same sections
+    in the machine's earlier file, which is no longer needed."""
     machine = result["machine"]
     cpu = "-".join(filter(None, [machine["cpu"], machine["family"], machine["model"]])).lower()
-    name = re.sub(r"[^a-z0-9]+", "-", cpu).strip("-")
-    path = RESULTS / f"{result['date']}_{name}_{machine['isa']}_{result['threads']}-threads.json"
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        result = {**result, "sections": {**earlier["sections"], **result["sections"]}}
+    name = re.sub(r"[^a-z0-9]+", "-", cpu).strip("-") + f"_{machine['isa']}_{result['threads']}-threads.json"
     RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{max(section['date'] for section in result['sections'].values())}_{name}"
+    for old in sorted(RESULTS.glob(f"????-??-??_{name}")):
+        earlier = json.loads(old.read_text(encoding="utf-8"))
+        result = {**result, "sections": {**earlier["sections"], **result["sections"]}}
+        old.unlink()
+        old.with_suffix(".png").unlink(missing_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path
 
