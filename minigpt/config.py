@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-CHOICES = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rope"), "activation": ("gelu", "swiglu")}
+CHOICES = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rope"), "activation": ("gelu", "swiglu"),
+           "gate": ("softmax", "sigmoid")}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,22 @@ class ModelConfig:
     bias: bool = True                   # in the linear layers and the layernorms (an rmsnorm has none)
     tied: bool = True                   # the output head is the token embedding
     causal: bool = True                 # False: every token sees the whole text (masked language modelling)
+    share_layers: bool = False          # one block's parameters, used n_layer times (ALBERT, arXiv:1909.11942)
+
+    # mixture of experts: a router sends each token through a few of many MLPs, swiglu without biases (ops/numpy_moe.py)
+    n_expert: int = 0                   # experts in a layer; 0: one dense MLP
+    n_expert_active: int = 2            # how many of them a token goes through
+    n_expert_shared: int = 0            # experts beside them that every token goes through
+    expert_inner: int | None = None     # width of an expert's hidden layer; None: n_inner
+    n_dense_layers: int = 0             # so many first layers keep a dense MLP
+    gate: str = "softmax"               # what makes scores of the router's logits; or "sigmoid"
+    normalize_gates: bool = True        # the gates of a token's experts add up to 1, before route_scale
+    route_scale: float = 1.0            # what the gates are multiplied by
+    n_expert_group: int = 1             # a token first chooses groups of experts ...
+    n_expert_group_active: int = 1      # ... so many, and its experts from these
+    router_bias: bool = False           # added to the scores for the choice alone, moved by the load (aux-loss-free)
+    router_aux_loss: float = 0.0        # coefficient of the auxiliary loss that balances the load (Switch Transformer)
+    router_z_loss: float = 0.0          # coefficient of the loss that keeps the router's logits small (ST-MoE)
 
     def __post_init__(self):
         self._check_integers("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
@@ -40,29 +57,58 @@ class ModelConfig:
             object.__setattr__(self, "n_kv_head", self.n_head)
         if self.n_inner is None:
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        self._check_integers("n_kv_head", "n_inner")
+        if self.expert_inner is None:
+            object.__setattr__(self, "expert_inner", self.n_inner)
+        self._check_integers("n_kv_head", "n_inner", "expert_inner")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be {' or '.join(choices)}")
-        for field in ("bias", "tied", "causal"):
+        for field in ("bias", "tied", "causal", "share_layers", "normalize_gates", "router_bias"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be True or False")
-        for field in ("norm_eps", "rope_base"):
-            value = getattr(self, field)
-            if not isinstance(value, (int, float)) or value is True or not 0 < value < math.inf:
-                raise ValueError(f"ModelConfig: {field} is {value!r}, must be a positive number")
+        for field in ("norm_eps", "rope_base", "route_scale"):
+            if not self._is_positive(field):
+                raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be a positive number")
+        for field in ("router_aux_loss", "router_z_loss"):
+            if getattr(self, field) != 0 and not self._is_positive(field):
+                raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be a number of 0 or more")
         if self.n_embd % self.n_head:
             raise ValueError(f"ModelConfig: n_embd is {self.n_embd}, must be a multiple of n_head, {self.n_head}")
         if self.n_head % self.n_kv_head:
             raise ValueError(f"ModelConfig: n_kv_head is {self.n_kv_head}, must divide n_head, {self.n_head}")
         if self.position == "rope" and self.head_size % 2:
             raise ValueError(f"ModelConfig: the head size n_embd / n_head is {self.head_size}, must be even for rope")
+        self._check_experts()
 
-    def _check_integers(self, *names):
+    def _check_experts(self):
+        self._check_integers("n_expert", "n_expert_shared", "n_dense_layers", least=0)
+        self._check_integers("n_expert_active", "n_expert_group", "n_expert_group_active")
+        if not self.n_expert:
+            return
+        E, k, groups, chosen = self.n_expert, self.n_expert_active, self.n_expert_group, self.n_expert_group_active
+        fits = {
+            "activation": (self.activation == "swiglu", "swiglu with experts"),
+            "n_expert_active": (k <= E, f"at most n_expert, {E}"),
+            "n_expert_group": (E % groups == 0 and (groups == 1 or E // groups >= 2),
+                               f"a divisor of n_expert, {E}, that leaves 2 experts or more in a group"),
+            "n_expert_group_active": (k <= chosen * (E // groups) and chosen <= groups,
+                                      f"at most n_expert_group, {groups}, and enough for {k} active experts"),
+            "n_dense_layers": (self.n_dense_layers < (1 if self.share_layers else self.n_layer),
+                               "0 with share_layers" if self.share_layers else f"less than n_layer, {self.n_layer}"),
+        }
+        for field, (holds, must_be) in fits.items():
+            if not holds:
+                raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be {must_be}")
+
+    def _check_integers(self, *names, least=1):
         for field in names:
             value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"ModelConfig: {field} is {value!r}, must be an integer of 1 or more")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"ModelConfig: {field} is {value!r}, must be an integer of {least} or more")
+
+    def _is_positive(self, field):
+        value = getattr(self, field)
+        return isinstance(value, (int, float)) and value is not True and 0 < value < math.inf
 
     @classmethod
     def preset(cls, name: str, **changes) -> ModelConfig:
@@ -75,15 +121,26 @@ class ModelConfig:
     def head_size(self) -> int:
         return self.n_embd // self.n_head
 
+    def stored_name(self, name: str) -> str:
+        """The name in parameter_shapes of a part of layer i: with share_layers, that of layer 0."""
+        if not self.share_layers or not name.startswith("h."):
+            return name
+        return "h.0." + name.split(".", 2)[2]
+
+    def has_experts(self, i: int) -> bool:
+        """Whether the MLP of layer i is a mixture of experts."""
+        return self.n_expert > 0 and i >= self.n_dense_layers
+
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """{name: shape} of every parameter, in the order of the forward pass. Linear weights are (out, in)."""
-        C, F = self.n_embd, self.n_inner
+        """{name: shape} of every parameter, in the order of the forward pass. Linear weights are (out, in); those of
+        the experts lie in one array, (expert, out, in)."""
+        C, E, F = self.n_embd, self.n_expert, self.expert_inner
         qkv = (self.n_head + 2 * self.n_kv_head) * self.head_size     # rows: the query heads, then keys', then values'
         shapes = {}
 
-        def linear(name, n_out, n_in):
+        def linear(name, n_out, n_in, bias=self.bias):
             shapes[f"{name}.weight"] = (n_out, n_in)
-            if self.bias:
+            if bias:
                 shapes[f"{name}.bias"] = (n_out,)
 
         def norm(name):
@@ -91,47 +148,78 @@ class ModelConfig:
             if self.bias and self.norm == "layernorm":
                 shapes[f"{name}.bias"] = (C,)
 
+        def mlp(name, n_inner, bias):
+            if self.activation == "swiglu":
+                linear(f"{name}.gate", n_inner, C, bias)
+            linear(f"{name}.up", n_inner, C, bias)
+            linear(f"{name}.down", C, n_inner, bias)
+
+        def experts(name):
+            linear(f"{name}.router", E, C, self.router_bias)
+            for part, matrix in (("gate", (F, C)), ("up", (F, C)), ("down", (C, F))):
+                shapes[f"{name}.experts.{part}.weight"] = (E, *matrix)
+            if self.n_expert_shared:
+                mlp(f"{name}.shared", self.n_expert_shared * F, bias=False)
+
         shapes["wte"] = (self.vocab_size, C)
         if self.position == "learned":
             shapes["wpe"] = (self.block_size, C)
-        for i in range(self.n_layer):
+        for i in range(1 if self.share_layers else self.n_layer):
             norm(f"h.{i}.norm1")
             linear(f"h.{i}.attn.qkv", qkv, C)
             linear(f"h.{i}.attn.proj", C, C)
             norm(f"h.{i}.norm2")
-            if self.activation == "swiglu":
-                linear(f"h.{i}.mlp.gate", F, C)
-            linear(f"h.{i}.mlp.up", F, C)
-            linear(f"h.{i}.mlp.down", C, F)
+            if self.has_experts(i):
+                experts(f"h.{i}.mlp")
+            else:
+                mlp(f"h.{i}.mlp", self.n_inner, self.bias)
         norm("norm")
         if not self.tied:
             shapes["head.weight"] = (self.vocab_size, C)
         return shapes
 
     def num_parameters(self) -> int:
-        """The exact number of parameters. A tied head counts once."""
+        """The exact number of parameters. A tied head counts once, and so does a layer that is used many times."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
+
+    def num_active_parameters(self) -> int:
+        """The number of parameters that one token meets: all but those of the experts that it does not go through."""
+        return sum(self._num_active(name, shape) for name, shape in self.parameter_shapes().items())
 
     def flops_per_token(self, T: int | None = None) -> int:
         """FLOPs of the matrix products of one forward pass, per token of a text of T (block_size) tokens: two per
-        weight, and 4 T C a layer for q k^T and p v. Counted as is usual, without the half that a causal mask saves.
-        The backward pass takes twice as many."""
-        matrices = [shape for name, shape in self.parameter_shapes().items() if len(shape) == 2 and name != "wpe"]
-        weights = sum(math.prod(shape) for shape in matrices)
-        if not self.tied:
-            weights -= self.vocab_size * self.n_embd                  # wte, where it is looked up and not multiplied
+        weight that a token meets, every time that it meets it, and 4 T C a layer for q k^T and p v. Counted as is
+        usual, without the half that a causal mask saves. The backward pass takes twice as many."""
+        weights = 0
+        for name, shape in self.parameter_shapes().items():
+            looked_up = name == "wpe" or name == "wte" and not self.tied
+            if len(shape) > 1 and not looked_up:
+                times = self.n_layer if self.share_layers and name.startswith("h.") else 1
+                weights += times * self._num_active(name, shape)
         return 2 * weights + 4 * (T or self.block_size) * self.n_embd * self.n_layer
+
+    def _num_active(self, name, shape):
+        """How many of a parameter's elements one token meets."""
+        if ".experts." in name:
+            shape = self.n_expert_active, *shape[1:]
+        return math.prod(shape)
 
 
 GPT2 = dict(vocab_size=50257, block_size=1024)
 LLAMA = dict(norm="rmsnorm", position="rope", activation="swiglu", bias=False, tied=False)
 LLAMA2 = dict(LLAMA, vocab_size=32000, block_size=4096)
 LLAMA3 = dict(LLAMA, vocab_size=128256, block_size=8192, rope_base=500000.0)
+MIXTRAL = dict(LLAMA, vocab_size=32000, rope_base=1e6, n_kv_head=8, n_expert=8, n_expert_active=2)
+DEEPSEEK_V3_EXPERTS = dict(n_expert=256, n_expert_active=8, n_expert_shared=1, expert_inner=2048, n_dense_layers=3,
+                           gate="sigmoid", route_scale=2.5, n_expert_group=8, n_expert_group_active=4, router_bias=True)
 
 PRESETS = {
     # nanoGPT's setting for CPUs: characters of Shakespeare
     "char": dict(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128, bias=False),
     "llama-char": dict(LLAMA, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_kv_head=2, n_embd=128, n_inner=344),
+    # llama-char with 8 experts, of which a token goes through 2 of half its MLP's width: as many active parameters
+    "moe-char": dict(LLAMA, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_kv_head=2, n_embd=128, n_expert=8,
+                     expert_inner=172, gate="sigmoid", router_bias=True),
     # what `minigpt demo` trains
     "demo": dict(vocab_size=2048, block_size=128, n_layer=4, n_head=4, n_embd=128),
     "gpt2": dict(GPT2, n_layer=12, n_head=12, n_embd=768),
@@ -143,4 +231,6 @@ PRESETS = {
     "llama2-70b": dict(LLAMA2, n_layer=80, n_head=64, n_kv_head=8, n_embd=8192, n_inner=28672),
     "llama3-8b": dict(LLAMA3, n_layer=32, n_head=32, n_kv_head=8, n_embd=4096, n_inner=14336),
     "llama3-70b": dict(LLAMA3, n_layer=80, n_head=64, n_kv_head=8, n_embd=8192, n_inner=28672),
+    "mixtral-8x7b": dict(MIXTRAL, block_size=32768, n_layer=32, n_head=32, n_embd=4096, n_inner=14336),
+    "mixtral-8x22b": dict(MIXTRAL, block_size=65536, n_layer=56, n_head=48, n_embd=6144, n_inner=16384),
 }

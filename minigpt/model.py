@@ -152,7 +152,7 @@ class GPT:
     def _norm_forward(self, name, h, branch):
         """h and branch (B, T, C; no branch before the first norm) -> their sum h, and y = norm(h), (B, T, C) each."""
         ops, eps, own = self.ops, self.config.norm_eps, self._own(name)
-        weight, bias = self.params[name + ".weight"], self.params.get(name + ".bias")               # (C,)
+        weight, bias = self._weight_and_bias(name)                                                  # (C,)
         y, rstd = self._buffer(own + ".y", *h.shape), self._buffer(own + ".rstd", *h.shape[:-1])
         mean = None
         if self.config.norm == "rmsnorm":
@@ -174,8 +174,7 @@ class GPT:
         """dy (B, T, C) reaches h through the norm, dh past it along the stream (not after the last norm, where it is
         None) -> the whole gradient of h, which is that of the stream before and of the branch alike. In place in dh."""
         h, mean, rstd = self._saved[name]
-        weight = self.params[name + ".weight"]                                                      # (C,)
-        dweight, dbias = self.grads[name + ".weight"], self.grads.get(name + ".bias")               # (C,)
+        (weight, _), (dweight, dbias) = self._weight_and_bias(name), self._their_grads(name)        # (C,)
         ops, last = self.ops, dh is None
         if last:
             dh = self._buffer("dh", *h.shape)
@@ -248,8 +247,7 @@ class GPT:
             self._linear_forward(name + ".up", x, up)                                               # (B, T, F)
             self.ops.swiglu_forward(gate, up, out=act)                                              # (B, T, F)
         else:
-            weight, bias = self.params[name + ".up.weight"], self.params.get(name + ".up.bias")
-            self.ops.linear_gelu_forward(x, weight, bias, out=(act, up))                            # (B, T, F)
+            self.ops.linear_gelu_forward(x, *self._weight_and_bias(name + ".up"), out=(act, up))    # (B, T, F)
         if self._keep:
             self._saved[name] = x, gate, up, act
         return self._linear_forward(name + ".down", act, self._buffer("branch", B, T, C))
@@ -295,13 +293,21 @@ class GPT:
     # -----------------------------------------------------------------------------------------------------------
     # helpers
 
+    def _weight_and_bias(self, name):
+        """Those of a linear layer or norm, the bias None if it has none."""
+        name = self.config.stored_name(name)
+        return self.params[name + ".weight"], self.params.get(name + ".bias")
+
+    def _their_grads(self, name):
+        name = self.config.stored_name(name)
+        return self.grads[name + ".weight"], self.grads.get(name + ".bias")
+
     def _linear_forward(self, name, x, out):
-        weight, bias = self.params[name + ".weight"], self.params.get(name + ".bias")
-        return self.ops.linear_forward(x, weight, bias, out=out)
+        return self.ops.linear_forward(x, *self._weight_and_bias(name), out=out)
 
     def _linear_backward(self, name, dy, x, dx):
-        grads = dx, self.grads[name + ".weight"], self.grads.get(name + ".bias")
-        self.ops.linear_backward(dy, x, self.params[name + ".weight"], grads=grads, accumulate=True)
+        weight, _ = self._weight_and_bias(name)
+        self.ops.linear_backward(dy, x, weight, grads=(dx, *self._their_grads(name)), accumulate=True)
         return dx
 
     def _own(self, name):

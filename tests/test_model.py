@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minigpt import ops
-from minigpt.config import PRESETS, ModelConfig
+from minigpt.config import ModelConfig
 from minigpt.files.layouts import HEAD, PREFIX, layout, model_type, place
 from minigpt.model import GPT
 
@@ -32,6 +32,8 @@ SHAPES = {
     "not causal": replace(SMALL, causal=False),
     "layernorm, rope, swiglu": replace(SMALL, position="rope", activation="swiglu", n_kv_head=2),
     "rmsnorm, learned, gelu": replace(SMALL, norm="rmsnorm", causal=False, n_kv_head=1, tied=False),
+    "shared layers": replace(SMALL, share_layers=True),
+    "shared layers, llama": replace(SMALL, **LLAMA, share_layers=True, n_layer=3),
     "one layer, one head": replace(SMALL, n_layer=1, n_head=1, n_kv_head=1, n_embd=6, block_size=64),
 }
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
@@ -357,61 +359,3 @@ def test_params_must_fit_the_config():
         GPT(replace(SMALL, block_size=13), params=params)
     with pytest.raises(TypeError, match="params\\['wpe'\\] is int64, must be the floating point type of wte, float32"):
         GPT(SMALL, params=params | {"wpe": np.zeros((12, 16), int)})
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# ModelConfig
-
-COUNTS = {
-    "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
-    "llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320, "llama2-70b": 68_976_648_192,
-    "llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496,
-}
-
-
-@pytest.mark.parametrize("preset", COUNTS)
-def test_parameter_counts(preset):
-    assert ModelConfig.preset(preset).num_parameters() == COUNTS[preset]
-
-
-def test_small_presets_count_what_they_hold():
-    for preset in PRESETS.keys() - COUNTS.keys():
-        model = GPT(ModelConfig.preset(preset), "numpy")
-        assert model.num_parameters() == sum(param.size for param in model.params.values())
-
-
-def test_flops_of_gpt2():
-    """The total of nanoGPT's transformer_sizing notebook for one text of 1024 tokens."""
-    config = ModelConfig.preset("gpt2", bias=False)
-    assert config.num_parameters() == 124_337_664
-    assert 1024 * config.flops_per_token() == 291_648_307_200
-    assert config.flops_per_token() == replace(config, tied=False).flops_per_token()
-    assert config.flops_per_token(512) == config.flops_per_token() - 4 * 512 * 768 * 12
-
-
-@pytest.mark.parametrize("field, value, message", [
-    ("n_layer", 0, "n_layer is 0, must be an integer of 1 or more"),
-    ("n_layer", True, "n_layer is True, must be an integer"),
-    ("vocab_size", 2.5, "vocab_size is 2.5, must be an integer"),
-    ("n_embd", 770, "n_embd is 770, must be a multiple of n_head, 12"),
-    ("n_kv_head", 5, "n_kv_head is 5, must divide n_head, 12"),
-    ("norm", "batchnorm", "norm is 'batchnorm', must be layernorm or rmsnorm"),
-    ("position", "alibi", "position is 'alibi', must be learned or rope"),
-    ("activation", "relu", "activation is 'relu', must be gelu or swiglu"),
-    ("norm_eps", 0.0, "norm_eps is 0.0, must be a positive number"),
-    ("rope_base", float("nan"), "rope_base is nan, must be a positive number"),
-    ("bias", 1, "bias is 1, must be True or False"),
-])
-def test_bad_configs_are_refused(field, value, message):
-    with pytest.raises(ValueError, match=message):
-        ModelConfig(**{field: value})
-
-
-def test_rope_needs_even_heads():
-    with pytest.raises(ValueError, match="head size n_embd / n_head is 3, must be even"):
-        ModelConfig(position="rope", n_embd=36)
-
-
-def test_unknown_preset():
-    with pytest.raises(ValueError, match="no preset named 'gpt5', there are char"):
-        ModelConfig.preset("gpt5")

@@ -25,6 +25,8 @@ LLAMA_LAYER = {"input_layernorm": "norm1", "self_attn.o_proj": "attn.proj", "pos
 
 def model_type(config: ModelConfig) -> str:
     """Whose layout fits: "gpt2", "llama", or our own, "minigpt", for every other mix of options."""
+    if config.share_layers or config.n_expert:
+        return "minigpt"
     options = config.norm, config.position, config.activation
     if config.causal and options == ("layernorm", "learned", "gelu") and config.n_kv_head == config.n_head:
         return "gpt2"
@@ -124,7 +126,8 @@ def config_from_json(entry: dict) -> tuple[str, ModelConfig]:
         if entry.get(key, allowed[0]) not in allowed:
             raise ValueError(f"{key} is {entry[key]!r}, must be {' or '.join(map(repr, allowed))}")
     if kind == "minigpt":
-        return kind, ModelConfig(**{field.name: entry[field.name] for field in fields(ModelConfig)})
+        return kind, ModelConfig(**{field.name: entry[field.name] for field in fields(ModelConfig)
+                                    if field.name in entry})          # a file may be older than a field
     if kind == "gpt2":
         return kind, ModelConfig(
             vocab_size=entry["vocab_size"], block_size=entry["n_positions"], n_embd=entry["n_embd"],
