@@ -36,6 +36,14 @@ class ModelConfig:
     causal: bool = True                 # False: every token sees the whole text (masked language modelling)
     share_layers: bool = False          # one block's parameters, used n_layer times (ALBERT, arXiv:1909.11942)
 
+    # multi-head latent attention (DeepSeek-V2, arXiv:2405.04434; latent_attention.py): a token's keys and values, of all
+    # heads, are made from one small latent vector, which is all that has to be kept of it
+    kv_lora_rank: int = 0               # numbers in the latent of keys and values; 0: ordinary attention
+    q_lora_rank: int = 0                # numbers in a latent of the queries; 0: they are projected directly
+    qk_nope_head_dim: int = 0           # size of the part of a query's or key's head without position ...
+    qk_rope_head_dim: int = 0           # ... and of the part with rope, whose keys all heads share
+    v_head_dim: int = 0                 # size of a value's head
+
     # mixture of experts: a router sends each token through a few of many MLPs, swiglu without biases (ops/numpy_moe.py)
     n_expert: int = 0                   # experts in a layer; 0: one dense MLP
     n_expert_active: int = 2            # how many of them a token goes through
@@ -76,9 +84,28 @@ class ModelConfig:
             raise ValueError(f"ModelConfig: n_embd is {self.n_embd}, must be a multiple of n_head, {self.n_head}")
         if self.n_head % self.n_kv_head:
             raise ValueError(f"ModelConfig: n_kv_head is {self.n_kv_head}, must divide n_head, {self.n_head}")
-        if self.position == "rope" and self.head_size % 2:
+        if self.position == "rope" and not self.kv_lora_rank and self.head_size % 2:
             raise ValueError(f"ModelConfig: the head size n_embd / n_head is {self.head_size}, must be even for rope")
+        self._check_latent()
         self._check_experts()
+
+    def _check_latent(self):
+        sizes = "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"
+        self._check_integers("kv_lora_rank", "q_lora_rank", *sizes, least=0)
+        if not self.kv_lora_rank:
+            for field in ("q_lora_rank", *sizes):
+                if getattr(self, field):
+                    raise ValueError(f"ModelConfig: {field} is {getattr(self, field)}, must be 0 without kv_lora_rank")
+            return
+        self._check_integers(*sizes)
+        fits = {"position": (self.position == "rope", "'rope' with kv_lora_rank"),
+                "n_kv_head": (self.n_kv_head == self.n_head, f"n_head, {self.n_head}, with kv_lora_rank"),
+                "qk_rope_head_dim": (self.qk_rope_head_dim % 2 == 0, "even"),
+                "v_head_dim": (self.v_head_dim <= self.head_size,
+                               f"at most qk_nope_head_dim + qk_rope_head_dim, {self.head_size}")}
+        for field, (holds, must_be) in fits.items():
+            if not holds:
+                raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be {must_be}")
 
     def _check_experts(self):
         self._check_integers("n_expert", "n_expert_shared", "n_dense_layers", least=0)
@@ -119,7 +146,17 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        return self.n_embd // self.n_head
+        """Numbers in a head of queries and keys, and of values unless v_head_dim says otherwise."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim if self.kv_lora_rank else self.n_embd // self.n_head
+
+    @property
+    def rope_size(self) -> int:
+        """How many of them rope turns."""
+        return self.qk_rope_head_dim or self.head_size
+
+    @property
+    def v_head_size(self) -> int:
+        return self.v_head_dim or self.head_size
 
     def stored_name(self, name: str) -> str:
         """The name in parameter_shapes of a part of layer i: with share_layers, that of layer 0."""
@@ -154,6 +191,16 @@ class ModelConfig:
             linear(f"{name}.up", n_inner, C, bias)
             linear(f"{name}.down", C, n_inner, bias)
 
+        def latent_attention(name):
+            H, latent = self.n_head, self.kv_lora_rank
+            if self.q_lora_rank:
+                linear(f"{name}.q_a", self.q_lora_rank, C)
+                shapes[f"{name}.q_norm.weight"] = (self.q_lora_rank,)
+            linear(f"{name}.q_b", H * self.head_size, self.q_lora_rank or C)
+            linear(f"{name}.kv_a", latent + self.qk_rope_head_dim, C)
+            shapes[f"{name}.kv_norm.weight"] = (latent,)
+            linear(f"{name}.kv_b", H * (self.qk_nope_head_dim + self.v_head_dim), latent)
+
         def experts(name):
             linear(f"{name}.router", E, C, self.router_bias)
             for part, matrix in (("gate", (F, C)), ("up", (F, C)), ("down", (C, F))):
@@ -166,8 +213,11 @@ class ModelConfig:
             shapes["wpe"] = (self.block_size, C)
         for i in range(1 if self.share_layers else self.n_layer):
             norm(f"h.{i}.norm1")
-            linear(f"h.{i}.attn.qkv", qkv, C)
-            linear(f"h.{i}.attn.proj", C, C)
+            if self.kv_lora_rank:
+                latent_attention(f"h.{i}.attn")
+            else:
+                linear(f"h.{i}.attn.qkv", qkv, C)
+            linear(f"h.{i}.attn.proj", C, self.n_head * self.v_head_size)
             norm(f"h.{i}.norm2")
             if self.has_experts(i):
                 experts(f"h.{i}.mlp")
@@ -188,15 +238,16 @@ class ModelConfig:
 
     def flops_per_token(self, T: int | None = None) -> int:
         """FLOPs of the matrix products of one forward pass, per token of a text of T (block_size) tokens: two per
-        weight that a token meets, every time that it meets it, and 4 T C a layer for q k^T and p v. Counted as is
-        usual, without the half that a causal mask saves. The backward pass takes twice as many."""
+        weight that a token meets, every time that it meets it, and 4 T C a layer for q k^T and p v (2 T for each number
+        of a head of keys and of values, where their sizes differ). Counted as is usual, without the half that a causal mask saves. The backward pass takes twice as many."""
         weights = 0
         for name, shape in self.parameter_shapes().items():
             looked_up = name == "wpe" or name == "wte" and not self.tied
             if len(shape) > 1 and not looked_up:
                 times = self.n_layer if self.share_layers and name.startswith("h.") else 1
                 weights += times * self._num_active(name, shape)
-        return 2 * weights + 4 * (T or self.block_size) * self.n_embd * self.n_layer
+        heads = self.n_head * (self.head_size + self.v_head_size)
+        return 2 * weights + 2 * (T or self.block_size) * heads * self.n_layer
 
     def _num_active(self, name, shape):
         """How many of a parameter's elements one token meets."""
@@ -210,6 +261,10 @@ LLAMA = dict(norm="rmsnorm", position="rope", activation="swiglu", bias=False, t
 LLAMA2 = dict(LLAMA, vocab_size=32000, block_size=4096)
 LLAMA3 = dict(LLAMA, vocab_size=128256, block_size=8192, rope_base=500000.0)
 MIXTRAL = dict(LLAMA, vocab_size=32000, rope_base=1e6, n_kv_head=8, n_expert=8, n_expert_active=2)
+DEEPSEEK = dict(LLAMA, norm_eps=1e-6, block_size=4096, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64,
+                v_head_dim=128)
+DEEPSEEK_V2 = dict(DEEPSEEK, vocab_size=102400, n_expert_active=6, n_expert_shared=2, n_dense_layers=1,
+                   normalize_gates=False)
 DEEPSEEK_V3_EXPERTS = dict(n_expert=256, n_expert_active=8, n_expert_shared=1, expert_inner=2048, n_dense_layers=3,
                            gate="sigmoid", route_scale=2.5, n_expert_group=8, n_expert_group_active=4, router_bias=True)
 
@@ -233,4 +288,10 @@ PRESETS = {
     "llama3-70b": dict(LLAMA3, n_layer=80, n_head=64, n_kv_head=8, n_embd=8192, n_inner=28672),
     "mixtral-8x7b": dict(MIXTRAL, block_size=32768, n_layer=32, n_head=32, n_embd=4096, n_inner=14336),
     "mixtral-8x22b": dict(MIXTRAL, block_size=65536, n_layer=56, n_head=48, n_embd=6144, n_inner=16384),
+    "deepseek-v2-lite": dict(DEEPSEEK_V2, n_layer=27, n_head=16, n_embd=2048, n_inner=10944, n_expert=64,
+                             expert_inner=1408),
+    "deepseek-v2": dict(DEEPSEEK_V2, n_layer=60, n_head=128, n_embd=5120, n_inner=12288, q_lora_rank=1536, n_expert=160,
+                        expert_inner=1536, route_scale=16.0, n_expert_group=8, n_expert_group_active=3),
+    "deepseek-v3": dict(DEEPSEEK, **DEEPSEEK_V3_EXPERTS, vocab_size=129280, n_layer=61, n_head=128, n_embd=7168,
+                        n_inner=18432, q_lora_rank=1536),
 }

@@ -42,6 +42,8 @@ class GPT:
                  params: dict[str, np.ndarray] | None = None):
         if not isinstance(config, ModelConfig):
             raise TypeError(f"GPT: config is {config!r}, must be a ModelConfig")
+        if config.kv_lora_rank:
+            raise ValueError(f"GPT: kv_lora_rank is {config.kv_lora_rank}, must be 0: latent attention is only counted")
         self.config = config
         self.ops = backends.load(ops or backends.default()) if ops is None or isinstance(ops, str) else ops
         if not hasattr(self.ops, "linear_forward"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from minigpt.config import DEEPSEEK_V3_EXPERTS, LLAMA, PRESETS, ModelConfig
+from minigpt.config import PRESETS, ModelConfig
 from minigpt.model import GPT
 
 COUNTS = {
@@ -13,6 +13,7 @@ COUNTS = {
     "llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320, "llama2-70b": 68_976_648_192,
     "llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496,
     "mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": 140_620_634_112,
+    "deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880, "deepseek-v3": 671_026_419_200,
 }
 
 
@@ -22,19 +23,18 @@ def test_parameter_counts(preset):
 
 
 def test_active_parameters():
-    """Mistral's figures, 12.9 and 39 billion; a dense model has no idle ones."""
-    active = {"mixtral-8x7b": 12_879_925_248, "mixtral-8x22b": 39_152_031_744, "gpt2": COUNTS["gpt2"]}
+    """Mistral's figures, 12.9 and 39 billion, DeepSeek's, 2.4 (without the embedding), 21 and 37; a dense model has no
+    idle ones."""
+    active = {"mixtral-8x7b": 12_879_925_248, "mixtral-8x22b": 39_152_031_744, "gpt2": COUNTS["gpt2"],
+              "deepseek-v2-lite": 2_661_150_208, "deepseek-v2": 21_375_800_320, "deepseek-v3": 37_552_297_472}
     assert {preset: ModelConfig.preset(preset).num_active_parameters() for preset in active} == active
 
 
-def test_experts_of_deepseek_v3():
-    """Of its 671,026,419,200 parameters those that are not attention, which has 187,107,328 a layer: MLPs, routers with
-    their biases, two norms a layer and one at the end, embedding and head."""
-    config = ModelConfig(**LLAMA, **DEEPSEEK_V3_EXPERTS, vocab_size=129280, n_layer=61, n_head=128, n_embd=7168,
-                         n_inner=18432)
+def test_latent_attention_of_deepseek_v3():
+    config = ModelConfig.preset("deepseek-v3")
     attention = sum(math.prod(shape) for name, shape in config.parameter_shapes().items() if ".attn." in name)
-    assert config.num_parameters() - attention + 61 * 187_107_328 == 671_026_419_200
-    assert config.num_active_parameters() - attention + 61 * 187_107_328 == 37_552_297_472
+    assert attention == 61 * 187_107_328
+    assert config.num_active_parameters() - config.vocab_size * config.n_embd == 36_625_618_432
 
 
 def test_shared_layers_count_once():
@@ -93,6 +93,21 @@ def test_bad_configs_are_refused(field, value, message):
 def test_experts_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**dict(n_expert=8, activation="swiglu") | changes)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(kv_lora_rank=-1), "kv_lora_rank is -1, must be an integer of 0 or more"),
+    (dict(kv_lora_rank=0), "qk_nope_head_dim is 8, must be 0 without kv_lora_rank"),
+    (dict(v_head_dim=0), "v_head_dim is 0, must be an integer of 1 or more"),
+    (dict(position="learned"), "position is 'learned', must be 'rope' with kv_lora_rank"),
+    (dict(n_kv_head=4), "n_kv_head is 4, must be n_head, 12, with kv_lora_rank"),
+    (dict(qk_rope_head_dim=3), "qk_rope_head_dim is 3, must be even"),
+    (dict(v_head_dim=13), "v_head_dim is 13, must be at most qk_nope_head_dim [+] qk_rope_head_dim, 12"),
+])
+def test_latent_attention_that_does_not_fit_is_refused(changes, message):
+    latent = dict(kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8, position="rope")
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**latent | changes)
 
 
 def test_rope_needs_even_heads():

@@ -25,7 +25,7 @@ LLAMA_LAYER = {"input_layernorm": "norm1", "self_attn.o_proj": "attn.proj", "pos
 
 def model_type(config: ModelConfig) -> str:
     """Whose layout fits: "gpt2", "llama", or our own, "minigpt", for every other mix of options."""
-    if config.share_layers or config.n_expert:
+    if config.share_layers or config.n_expert or config.kv_lora_rank:
         return "minigpt"
     options = config.norm, config.position, config.activation
     if config.causal and options == ("layernorm", "learned", "gelu") and config.n_kv_head == config.n_head:
