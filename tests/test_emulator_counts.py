@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minigpt import emulator
+from minigpt.emulator.flops import COUNTED
 from minigpt.ops import available
 
 pytestmark = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
@@ -118,7 +119,7 @@ def test_atomics_barriers_and_products(kernels):
     line = the_line(run(kernels, "atomics"), "global", "atomic")
     assert (line.requests, line.sectors, line.bytes) == (1, 1, 128)
     assert run(kernels, "barriers").kernels[0].barriers == 3 * 5
-    assert run(kernels, "products").kernels[0].flops == 2 * 3 * 2 * 16 * 8 * 16
+    assert run(kernels, "products").kernels[0].tensor_flops == 2 * 3 * 2 * 16 * 8 * 16
 
 
 def test_the_trace(kernels):
@@ -127,3 +128,47 @@ def test_the_trace(kernels):
     assert first["lanes"] == list(range(32)) and first["offsets"] == [128 * t for t in range(32)]
     assert [(t["array"], t["kind"]) for t in rest] == [("y", "write")]
     assert len(run(kernels, "shared0", trace=10).trace) == 10
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# FLOPs
+
+N = 100
+FLOPS = {                                          # what a thread does with i < N, its own number; and FLOPs of all
+    "saxpy": ("y[i] = 3 * x[i] + y[i];", 2 * N),
+    "fused": ("y[i] = fmaf(3, x[i], y[i]);", 2 * N),
+    "subtract and divide": ("y[i] = (x[i] - 1) / (y[i] + 2);", 3 * N),
+    "addresses": ("y[(3 * i + 5) % 7 + i / 7 * 7] = x[i];", 0),
+    "conversions": ("y[i] = (float)(int)x[i] + (float)i;", N),
+    "comparisons": ("y[i] = x[i] > 0 ? fmaxf(x[i], y[i]) : -fabsf(x[i]);", 0),
+    "functions": ("y[i] = expf(x[i]) + sqrtf(x[i]);", N),
+    "doubles": ("y[i] = (double)x[i] * x[i];", N),
+    "a sum each": ("float s = 0; for (int k = 0; k < i; k++) s += x[k]; y[i] = s;", N * (N - 1) // 2),
+    "every other": ("if (i % 2) y[i] += x[i];", N // 2),
+    "one of two": ("float v = x[i]; if (i % 4 == 0) v = v * 3 + 1; else v = v / 3; y[i] = v;", N // 4 * 2 + 3 * N // 4),
+    "ahead of its if": ("float v = x[i], w = y[i]; for (int k = 0; k < 4; k++) if (k < i) v += w * x[k]; y[i] = v;",
+                        2 * (4 * N - 10)),
+    "vectors": ("if (i < N / 4) { float4 a = ((float4*)x)[i], b = ((float4*)y)[i];\n"
+                "((float4*)y)[i] = make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w + b.w); }", N),
+    "atomics": ("atomicAdd(y, x[i]);", N),
+    "shuffles": ("float v = x[i]; v += __shfl_xor_sync(__activemask(), v, 1); y[i] = v;", N),
+}
+
+
+@pytest.fixture(scope="module")
+def flops(tmp_path_factory):
+    path = tmp_path_factory.mktemp("flops") / "flops.cu"
+    path.write_text("".join(f"""__global__ void kernel{i}(float* y, const float* x) {{
+  const int N = {N}, i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < N) {{ {body} }}
+}}
+extern "C" void run{i}(float* y, const float* x) {{ kernel{i}<<<2, 64>>>(y, x); }}
+""" for i, (body, _) in enumerate(FLOPS.values())))
+    return emulator.compile(path)
+
+
+@pytest.mark.skipif(not COUNTED, reason="the assembly of this machine is not known to minigpt/emulator/flops.py")
+@pytest.mark.parametrize("i, name", [*enumerate(FLOPS)])
+def test_flops(flops, i, name):
+    report = emulator.run(getattr(flops, f"run{i}"), np.ones(N, np.float32), np.ones(N, np.float32))
+    assert report.kernels[0].flops == FLOPS[name][1], FLOPS[name][0]

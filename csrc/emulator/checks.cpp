@@ -411,7 +411,7 @@ void before_block() {
 }
 
 void after_launch() {
-  if (watching) counters::flush_all();
+  if (watching) counters::after_launch();
   watching = false;
 }
 

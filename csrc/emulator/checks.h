@@ -52,6 +52,7 @@ struct Json;
 namespace counters {
 
 void before_launch();  // of `launched`
+void after_launch();
 void before_block();
 void log(uint64_t address, size_t bytes, Space space, Kind kind, Code code);
 void flush(

@@ -12,6 +12,11 @@
 #include "checks.h"
 #include "json.h"
 
+// FLOPs of the kernels' own arithmetic, since the library was loaded (minigpt/emulator/flops.py).
+extern "C" {
+__attribute__((visibility("hidden"))) int64_t emulator_flops = 0;
+}
+
 namespace emulator::counters {
 namespace {
 
@@ -32,10 +37,11 @@ struct Kernel {
   std::string name;
   uint3 grid, block;
   size_t shared_bytes = 0;
-  int64_t launches = 0, barriers = 0, flops = 0;
+  int64_t launches = 0, barriers = 0, flops = 0, tensor_flops = 0;
 };
 std::vector<Kernel> kernels;
 Kernel* kernel = nullptr;  // of the launch under way
+int64_t flops_before = 0;  // emulator_flops when it began
 
 struct Key {
   const Kernel* kernel;
@@ -185,6 +191,12 @@ void before_launch() {
   kernel->shared_bytes = launched->shared_bytes;
   ++kernel->launches;
   for (auto& of_lane : notes) of_lane.clear();
+  flops_before = emulator_flops;
+}
+
+void after_launch() {
+  flush_all();
+  kernel->flops += emulator_flops - flops_before;
 }
 
 void log(uint64_t address, size_t bytes, Space space, Kind kind, Code code) {
@@ -225,7 +237,7 @@ void barrier() {
 }
 
 void tensor_flops(int64_t flops) {
-  if (kernel != nullptr) kernel->flops += flops;
+  if (kernel != nullptr) kernel->tensor_flops += flops;
 }
 
 void passed(const char* kind, Where where) {
@@ -256,6 +268,7 @@ void write(Json& json) {
     json.field("launches", k.launches);
     json.field("barriers", k.barriers);
     json.field("flops", k.flops);
+    json.field("tensor_flops", k.tensor_flops);
     json.close('}');
   }
   json.close(']');

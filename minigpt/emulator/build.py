@@ -16,18 +16,21 @@ from functools import cache
 from pathlib import Path
 
 from ..files.atomic import atomic_write
+from . import flops
 from .rewrite import CompileError, with_local_includes
 
 PACKAGE = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fno-threadsafe-statics", "-ffp-contract=off", "-fno-strict-aliasing",
          "-Wno-unknown-pragmas", "-Wno-psabi", *(("-fstack-clash-protection",) if sys.platform == "linux" else ()))
-CHECKED = ("-O1", "-fsanitize=thread", "-fsanitize=bounds", "-DEMULATOR_CHECKED")
+CHECKED = ("-O1", "-fsanitize=thread", "-fsanitize=bounds", "-DEMULATOR_CHECKED",
+           *(("-mno-red-zone",) if flops.COUNTED else ()))
 # What only one compiler understands. Static variables of templates must not be shared between libraries, and in the
 # checked build vectors are loaded whole and loops not cut short by what the compiler concludes from an array's size.
 GCC = ("-fno-gnu-unique", "-fno-semantic-interposition")
 GCC_CHECKED = ("-fno-tree-sra", "-fno-aggressive-loop-optimizations", "--param=tsan-instrument-func-entry-exit=0",
                "-finline-small-functions", "--param=early-inlining-insns=5000")   # what is passed by value is not seen
-CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1")
+CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1",
+                 *(("-ffp-exception-behavior=maytrap",) if flops.COUNTED else ()))    # no arithmetic before its if
 # What is declared and nowhere defined is an error of the linker, in words, not of whoever loads the library.
 LINKED = ("-Wl,-z,defs", "-ldl", "-lpthread") if sys.platform == "linux" else ()
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
@@ -110,9 +113,13 @@ def build(path, checked: bool, include=()) -> Path:
             copy = Path(folder, original.lstrip("/"))
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(text, encoding="utf-8")
-        made = Path(folder, "kernel.o")
-        _compile("-x", "c++", "-c", f"{folder}{path}", *(f"-I{folder}{original}" for original in include), *options,
-                 f"-fdebug-prefix-map={folder}=", "-o", made)
+        made, assembly, counted = Path(folder, "kernel.o"), Path(folder, "kernel.s"), checked and flops.COUNTED
+        _compile("-x", "c++", "-S" if counted else "-c", f"{folder}{path}",
+                 *(f"-I{folder}{original}" for original in include), *options, f"-fdebug-prefix-map={folder}=",
+                 "-o", assembly if counted else made)
+        if counted:
+            assembly.write_text(flops.counting(assembly.read_text(encoding="utf-8")), encoding="utf-8")
+            _compile("-c", assembly, "-o", made)
         _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic", *LINKED)
     return library
 

@@ -70,7 +70,8 @@ class Kernel:
     shared_bytes: int = 0                 # dynamic: the third number of the launch
     launches: int = 0
     barriers: int = 0                     # passed, by whole blocks
-    flops: int = 0                        # of the tensor cores
+    flops: int = 0                        # additions, multiplications ... of floats and doubles, one each; fmaf() two
+    tensor_flops: int = 0                 # those of the tensor cores, which `flops` has not
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Report:
         for k in seen.get("kernels", ()):
             kernel = self._same(self.kernels, Kernel(k["name"]), ("name",))
             kernel.grid, kernel.block, kernel.shared_bytes = tuple(k["grid"]), tuple(k["block"]), k["shared_bytes"]
-            for name in ("launches", "barriers", "flops"):
+            for name in ("launches", "barriers", "flops", "tensor_flops"):
                 setattr(kernel, name, getattr(kernel, name) + k[name])
         key = ("kernel", "place", "space", "kind")
         for one in seen.get("lines", ()):
