@@ -156,7 +156,7 @@ inline uint16_t float_to_f16(float x) {
   const uint32_t bits = __float_as_uint(size), sign = __float_as_uint(x) >> 16 & 0x8000;
   if (x != x) return 0x7fff;
   if (size >= 65520) return sign | 0x7c00;                                         // rounds to infinity
-  if (size < 0x1p-14f) return sign | uint32_t(nearbyintf(size * 0x1p24f));         // subnormal
+  if (size < 0x1p-14f) return sign | uint32_t(nearbyintf(ldexpf(size, 24)));       // subnormal
   return sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - ((127 - 15) << 10));  // 127, 15: what exponents start from
 }
 inline uint32_t floats_to_bf16x2(float low, float high) {
@@ -169,7 +169,8 @@ inline float bf16_to_float(uint16_t x) { return __uint_as_float(uint32_t(x) << 1
 inline float f16_to_float(uint16_t x) {
   const uint32_t sign = (x & 0x8000u) << 16, rest = x & 0x7fff;
   if (rest >= 0x7c00) return __uint_as_float(sign | 0x7f800000 | rest << 13);  // infinity and NaN
-  return __uint_as_float(sign | __float_as_uint(__uint_as_float(rest << 13) * 0x1p112f));
+  if (rest < 0x0400) return __uint_as_float(sign | __float_as_uint(ldexpf(float(rest), -24)));  // subnormal
+  return __uint_as_float(sign | ((rest << 13) + ((127 - 15) << 23)));
 }
 
 #endif

@@ -1,5 +1,5 @@
-"""Counts floating-point operations where they are, in the machine code: the compiler's assembly of a checked build gets,
-before the arithmetic of each straight piece, an addition to a counter. What is counted is what was executed, exactly,
+"""Counts floating-point operations where they are, in the machine code: the assembly of a checked build gets an
+addition to a counter before each straight piece with arithmetic in it. What is counted is what was executed, exactly,
 and a kernel's source need not change.
 
 An addition, subtraction, multiplication or division of floats or doubles is one FLOP, fmaf() two. Comparisons,
