@@ -12,6 +12,7 @@ _HOME = {
     "Tokenizer": "text",
     "CharTokenizer": "text",
     "TextDataset": "text",
+    "DataCollatorForLanguageModeling": "text",
     "Trainer": "train",
     "TrainingArguments": "train",
     "num_threads": "ops",

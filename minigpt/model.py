@@ -15,6 +15,7 @@ import functools
 import math
 import operator
 import reprlib
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -67,6 +68,21 @@ class GPT:
     def zero_grad(self):
         for grad in self.grads.values():
             grad.fill(0)
+
+    def resize_token_embeddings(self, new_num_tokens: int):
+        """Makes wte (and an untied head) new_num_tokens rows long, and returns wte, (new_num_tokens, C). New rows are the
+        mean of the old ones, so that a new token is neither likelier nor stranger than others at first (J. Hewitt,
+        "Initializing New Word Embeddings for Pretrained Language Models", 2021). Call it after the tokenizer has grown,
+        and before a Trainer is made."""
+        self.config = replace(self.config, vocab_size=operator.index(new_num_tokens))
+        for name in {"wte", self._head_name()}:
+            old = self.params[name]
+            self.params[name] = aligned_empty((new_num_tokens, old.shape[1]), self.dtype)
+            self.params[name][:len(old)] = old[:new_num_tokens]
+            self.params[name][len(old):] = old.mean(axis=0)
+        self.__dict__.pop("grads", None)
+        self._saved = {}
+        return self.params["wte"]
 
     def __repr__(self):
         return f"GPT({self.config}, ops={self.ops.name!r})"

@@ -2,7 +2,7 @@
 tokenizer.json, such as transformers writes and reads.
 
 A model of GPT-2's shape is written as GPT2LMHeadModel, one of Llama's shape as LlamaForCausalLM, and `transformers`
-opens both. Every other mix of options (causal=False, rope with layernorm, ...) has no class there and is written in our
+opens both (from version 5 on, also a masked one, causal=False). Every other mix of options (rope with layernorm, ...) has no class there and is written in our
 own layout: model_type "minigpt", the names of `params`.
 """
 

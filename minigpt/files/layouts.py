@@ -28,9 +28,9 @@ def model_type(config: ModelConfig) -> str:
     if config.share_layers or config.n_expert or config.kv_lora_rank:
         return "minigpt"
     options = config.norm, config.position, config.activation
-    if config.causal and options == ("layernorm", "learned", "gelu") and config.n_kv_head == config.n_head:
+    if options == ("layernorm", "learned", "gelu") and config.n_kv_head == config.n_head:
         return "gpt2"
-    return "llama" if config.causal and options == ("rmsnorm", "rope", "swiglu") else "minigpt"
+    return "llama" if options == ("rmsnorm", "rope", "swiglu") else "minigpt"
 
 
 def place(params, name, rows, transposed):
@@ -99,6 +99,8 @@ def config_to_json(config: ModelConfig, kind: str) -> dict:
     if kind == "minigpt":
         return entry | asdict(config)
     entry |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied}
+    if not config.causal:
+        entry["is_causal"] = False                        # transformers (5 and later) then attends both ways, too
     if kind == "gpt2":
         return entry | {
             "n_positions": config.block_size, "n_embd": config.n_embd, "n_layer": config.n_layer,
@@ -132,7 +134,8 @@ def config_from_json(entry: dict) -> tuple[str, ModelConfig]:
         return kind, ModelConfig(
             vocab_size=entry["vocab_size"], block_size=entry["n_positions"], n_embd=entry["n_embd"],
             n_layer=entry["n_layer"], n_head=entry["n_head"], n_inner=entry.get("n_inner"),
-            norm_eps=entry.get("layer_norm_epsilon", 1e-5), tied=entry.get("tie_word_embeddings", True))
+            norm_eps=entry.get("layer_norm_epsilon", 1e-5), tied=entry.get("tie_word_embeddings", True),
+            causal=entry.get("is_causal", True))
     rope = entry.get("rope_parameters") or {"rope_theta": entry.get("rope_theta", 10000.0)}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_parameters is {rope!r}, must be an object")
@@ -146,7 +149,7 @@ def config_from_json(entry: dict) -> tuple[str, ModelConfig]:
         n_layer=entry["num_hidden_layers"], n_head=entry["num_attention_heads"],
         n_kv_head=entry.get("num_key_value_heads"), n_inner=entry["intermediate_size"], norm="rmsnorm",
         norm_eps=entry.get("rms_norm_eps", 1e-6), position="rope", rope_base=rope["rope_theta"], activation="swiglu",
-        bias=bias, tied=entry.get("tie_word_embeddings", False))
+        bias=bias, tied=entry.get("tie_word_embeddings", False), causal=entry.get("is_causal", True))
     if (entry.get("head_dim") or config.head_size) != config.head_size:
         raise ValueError(f"head_dim is {entry['head_dim']}, must be hidden_size / num_attention_heads, "
                          f"{config.head_size}")

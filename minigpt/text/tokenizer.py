@@ -131,6 +131,27 @@ class Tokenizer:
 
         files.write_folder(self, folder)
 
+    def add_special_tokens(self, special_tokens_dict: Mapping[str, str]) -> int:
+        """Give tokens their roles: {"mask_token": "<mask>"}, with the keys eos_token, mask_token and pad_token.
+
+        Those that are not there yet are added at the end of the vocabulary; returns how many. The model needs a row for
+        each: `model.resize_token_embeddings(len(tokenizer))`. Both are kept by save_pretrained.
+        """
+        before = self.vocab_size
+        for role, text in special_tokens_dict.items():
+            if role not in ROLES:
+                raise ValueError(f"special_tokens_dict has the key {role!r}, must be one of {', '.join(ROLES)}")
+            if not isinstance(text, str) or not text or text not in self.added_tokens and text.encode() in self.tokens:
+                raise ValueError(f"{role} is {text!r}, must be a text that is no ordinary token")
+        for role, text in special_tokens_dict.items():
+            if text not in self.added_tokens:
+                self.added_tokens[text] = AddedToken(self.vocab_size)
+                self.tokens.append(text.encode())
+                self.vocab_size += 1
+            setattr(self, role, text)
+            setattr(self, f"{role}_id", self.added_tokens[text].id)
+        return self.vocab_size - before
+
     def __len__(self) -> int:
         return self.vocab_size
 
