@@ -95,8 +95,9 @@ def test_accumulation_is_the_large_batch(tmp_path):
 def test_a_causal_model_predicts_the_next_token_and_a_masked_one_its_label():
     for causal in (True, False):
         run = trainer("unused", GPT(ModelConfig(vocab_size=20, block_size=17, n_layer=1, n_head=1, n_embd=8,
-                                                causal=causal), "numpy"))
-        inputs, targets = run._collate([np.arange(17), np.arange(1, 18)])
+                                                causal=causal), "numpy"), collator=some_labels_ignored)
+        run.data_collator = data.default_data_collator
+        inputs, targets = run._collate([np.arange(17), np.arange(1, 18)], None)
         np.testing.assert_array_equal(targets, inputs + 1 if causal else inputs)
         assert inputs.shape == ((2, 16) if causal else (2, 17))
 

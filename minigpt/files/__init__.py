@@ -2,8 +2,9 @@
 tokenizer.json, such as transformers writes and reads.
 
 A model of GPT-2's shape is written as GPT2LMHeadModel, one of Llama's shape as LlamaForCausalLM, and `transformers`
-opens both (from version 5 on, also a masked one, causal=False). Every other mix of options (rope with layernorm, ...) has no class there and is written in our
-own layout: model_type "minigpt", the names of `params`.
+opens both (a masked one, causal=False, is is_causal=false there, which version 5 understands). Every other mix of
+options (rope with layernorm, ...) has no class there and is written in our own layout: model_type "minigpt", the names
+of `params`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from ..files import load_pretrained
 from ..files.atomic import atomic_write
 from ..files.safetensors import SafeTensors, write_safetensors
 from ..model import GPT
+from ..text.collators import DataCollatorForLanguageModeling
 from . import checkpoint, data
 from .arguments import TrainingArguments, unknown_argument
 from .optimizer import AdamW, clip_scale, global_norm
@@ -51,7 +53,10 @@ class Trainer:
 
     data_collator turns a list of items into {"input_ids": (B, T), "labels": (B, T)}; labels of -100 do not count.
     Where the model is causal, position t is trained to predict label t + 1, so a block of T + 1 tokens gives T
-    positions. processing_class is the tokenizer, saved beside the weights.
+    positions. A DataCollatorForLanguageModeling decides on the objective: the model is made bidirectional for mlm=True,
+    causal for mlm=False, and a warning says so, because with the other attention it would learn nothing of use (a
+    causal model sees half of the text around a mask, a bidirectional one the token that it is to predict).
+    processing_class is the tokenizer, saved beside the weights.
     """
 
     def __init__(self, model, args=None, data_collator=None, train_dataset=None, eval_dataset=None,
@@ -76,8 +81,25 @@ class Trainer:
         self.processing_class = processing_class
         self.state = TrainerState()
         self.optimizer = self._progress = None  # both made by train()
+        self._set_objective()
         if self.args.eval_strategy != "no" and _is_empty(eval_dataset):
             raise ValueError(f"Trainer: eval_strategy is {self.args.eval_strategy!r}, but there is no eval_dataset")
+
+    def _set_objective(self):
+        """Gives the model the attention that the collator's objective needs."""
+        collator, config = self.data_collator, self.model.config
+        if collator is data.default_data_collator and not config.causal:
+            raise ValueError("Trainer: the model is bidirectional (causal=False) and would see the tokens that it is to "
+                             "predict; give data_collator=DataCollatorForLanguageModeling(tokenizer)")
+        if not isinstance(collator, DataCollatorForLanguageModeling):
+            return
+        if len(collator.tokenizer) > config.vocab_size:
+            raise ValueError(f"Trainer: the collator's tokenizer has {len(collator.tokenizer)} tokens, the model rows for "
+                             f"{config.vocab_size}; call model.resize_token_embeddings({len(collator.tokenizer)}) first")
+        if config.causal == collator.mlm:
+            self.model.config = replace(config, causal=not collator.mlm)
+            warnings.warn(f"Trainer: the model now attends {'both ways' if collator.mlm else 'to the left only'} (causal="
+                          f"{not collator.mlm}), which data_collator, with mlm={collator.mlm}, needs", stacklevel=3)
 
     # -----------------------------------------------------------------------------------------------------------
     # the run
@@ -172,14 +194,18 @@ class Trainer:
     def _micro_batches(self, step):
         """The inputs and targets of one step, micro-batch by micro-batch."""
         args = self.args
-        indices = data.sample_indices(args.seed, step * args.samples_per_step, args.samples_per_step,
-                                      len(self.train_dataset))
-        for i in range(0, len(indices), args.per_device_train_batch_size):
-            yield self._collate([self.train_dataset[j] for j in indices[i:i + args.per_device_train_batch_size]])
+        start, size = step * args.samples_per_step, args.per_device_train_batch_size
+        indices = data.sample_indices(args.seed, start, args.samples_per_step, len(self.train_dataset))
+        for i in range(0, len(indices), size):
+            chosen = indices[i:i + size]
+            keys = [(args.seed, 1, start + i + j) for j in range(len(chosen))]
+            yield self._collate([self.train_dataset[j] for j in chosen], keys)
 
-    def _collate(self, items):
-        """tokens (B, T), targets (B, T): the targets stand where they are to be predicted."""
-        batch = self.data_collator(items)
+    def _collate(self, items, keys):
+        """tokens (B, T), targets (B, T): the targets stand where they are to be predicted. What a collator of ours
+        draws for an item follows from its key: in training its place in the run, in evaluation in the data."""
+        ours = isinstance(self.data_collator, DataCollatorForLanguageModeling)
+        batch = self.data_collator(items, keys) if ours else self.data_collator(items)
         if not isinstance(batch, Mapping) or not {"input_ids", "labels"} <= batch.keys():
             raise ValueError(f"Trainer: data_collator made {reprlib.repr(batch)}, must make a dict of input_ids and "
                              "labels")
@@ -198,7 +224,8 @@ class Trainer:
         started, total, counted, size = time.perf_counter(), 0.0, 0, self.args.per_device_eval_batch_size
         for start in range(0, len(self.eval_dataset), size):
             stop = min(start + size, len(self.eval_dataset))
-            tokens, targets = self._collate([self.eval_dataset[i] for i in range(start, stop)])
+            keys = [(self.args.seed, 2, i) for i in range(start, stop)]
+            tokens, targets = self._collate([self.eval_dataset[i] for i in range(start, stop)], keys)
             total += float(self.model.token_losses(tokens, targets).sum(dtype=np.float64))
             counted += int(np.count_nonzero(targets != IGNORED))
         metrics = {"eval_loss": total / max(1, counted), "eval_runtime": time.perf_counter() - started}
@@ -321,6 +348,8 @@ class Trainer:
         run |= {name: getattr(self.args, name) for name in EXACT}
         if not self.args.lr_scheduler_type.startswith("constant"):
             run["max_steps"] = steps
+        if isinstance(self.data_collator, DataCollatorForLanguageModeling):
+            run["data_collator"] = self.data_collator.fingerprint()
         return json.loads(json.dumps(run))
 
     def _load(self, folder):
