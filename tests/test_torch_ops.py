@@ -221,3 +221,10 @@ def test_shards():
     while not failures.empty():
         found.append(failures.get())
     assert not found
+
+
+def test_memory_can_be_freed_by_hand_after_an_op():
+    """FSDP does so with the weights of a layer that is done."""
+    weight = torch.ones(8)
+    torch_ops.rmsnorm(torch.ones(2, 8), weight)
+    weight.untyped_storage().resize_(0)

@@ -35,10 +35,11 @@ def _run(op, *arguments):
 
 
 def _array(x):
-    """A CPU tensor as an array over the same memory (or widened); all else as it is."""
+    """A CPU tensor as an array over the same memory (or widened); all else as it is. Not by .numpy(), after which torch
+    could not free the memory by hand, as FSDP does with the weights of a layer that is done."""
     if not isinstance(x, Tensor):
         return x
-    return (x.float() if x.dtype in SIXTEEN_BITS else x).detach().numpy()
+    return np.from_dlpack((x.float() if x.dtype in SIXTEEN_BITS else x).detach())
 
 
 def _tensor(x, dtype):
