@@ -245,7 +245,8 @@ def test_output_dir_must_be_writable(tmp_path):
 @pytest.mark.parametrize("arguments, error, message", [
     (dict(evaluation_strategy="steps"), TypeError, "no argument evaluation_strategy; it is now eval_strategy"),
     (dict(no_cuda=True), TypeError, "no argument no_cuda; leave it out"),
-    (dict(fp16=True), TypeError, "no argument fp16; leave it out: training is in float32"),
+    (dict(bf16=1), TypeError, "bf16 is 1, must be True or False"),
+    (dict(bf16=True, fp16=True), ValueError, "fp16 is True, must be False with bf16"),
     (dict(tokenizer=None), TypeError, "no argument tokenizer; the Trainer takes it, as processing_class"),
     (dict(learning_rat=1), TypeError, "no argument learning_rat; did you mean learning_rate?"),
     (dict(zzz=1), TypeError, "no argument zzz; there are output_dir, "),
@@ -294,7 +295,8 @@ def test_names_and_defaults_are_those_of_transformers():
     for name, field in TrainingArguments.__dataclass_fields__.items():
         assert name in theirs
         if name != "output_dir":                                # theirs is None, and becomes this later
-            assert field.default == theirs[name].default, name
+            default = theirs[name].default
+            assert field.default == (False if name == "gradient_checkpointing" and default is None else default), name
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -6,6 +6,7 @@ How near is near enough? The same run in float64 is the exact curve. What float3
 step so far, is the measure; a backend may be BUDGET times as far off, or FLOOR (a few roundings of the loss itself).
 """
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -24,13 +25,18 @@ PICTURE = Path(__file__).parent / "results" / "curves.png"
 
 
 def curve(config, dataset, ops, dtype=np.float32, steps=STEPS):
-    """The loss of each step, (steps,), of a run from seed 0."""
+    """The loss of each step, (steps,), of a run from seed 0, of the GPT over `ops`, or ("torch") of its torch twin."""
     params = {name: param.astype(dtype) for name, param in GPT(config, "numpy", seed=0).params.items()}
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=os.path.join(folder, "run"), max_steps=steps, warmup_steps=5,
                                       per_device_train_batch_size=12, learning_rate=1e-3, lr_scheduler_type="cosine",
                                       logging_steps=1, save_strategy="no", disable_tqdm=True)
-        trainer = Trainer(GPT(config, ops, params=params), arguments, train_dataset=dataset)
+        if ops == "torch":
+            from ..scale import TorchGPT
+            model = TorchGPT(config, params=params)
+        else:
+            model = GPT(config, ops, params=params)
+        trainer = Trainer(model, arguments, train_dataset=dataset)
         trainer.train()
     return np.array([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
@@ -45,7 +51,7 @@ def compare(progress, steps=STEPS, names=("numpy", "cpp", "cuda"), **shape):
     progress("numpy in float64, the exact curve")
     curves = {"exact": curve(config, dataset, "numpy", np.float64, steps)}
     for name in names:
-        if backends.available()[name] is None:
+        if importlib.util.find_spec("torch") if name == "torch" else backends.why_not(name) is None:
             progress(f"{name} in float32")
             curves[name] = curve(config, dataset, name, steps=steps)
     return curves

@@ -24,8 +24,6 @@ ELSEWHERE = {
     "resume_from_checkpoint": "Trainer.train takes it",
     "no_cuda": "leave it out: the model decides where it computes, GPT(config, ops=...)",
     "use_cpu": "leave it out: the model decides where it computes, GPT(config, ops=...)",
-    "fp16": "leave it out: training is in float32",
-    "bf16": "leave it out: training is in float32",
     "logging_dir": "leave it out: the log is metrics.jsonl in output_dir",
     "optim": "leave it out: the optimiser is AdamW",
     "metric_for_best_model": "leave it out: the best model is the one with the lowest eval_loss",
@@ -71,6 +69,10 @@ class TrainingArguments:
     save_steps: int = 500
     save_total_limit: int | None = None  # the newest so many are kept, and the best
     load_best_model_at_end: bool = False
+    bf16: bool = False  # these four are for the torch twin: matrix products and attention in 16 bits, with the ...
+    fp16: bool = False  # ... weights in float32; for fp16 the loss is scaled (scale/precision.py)
+    gradient_checkpointing: bool = False  # layers are computed again for their gradients, instead of kept
+    torch_compile: bool = False
     seed: int = 42
     report_to: str = "none"  # metrics.jsonl is written in any case
     disable_tqdm: bool | None = None  # None: a bar where somebody is watching
@@ -108,8 +110,9 @@ class TrainingArguments:
         self._one_of("eval_strategy", ("no", "steps", "epoch"))
         self._one_of("save_strategy", ("no", "steps", "epoch", "best"))
         self._one_of("report_to", ("none",))
-        if not isinstance(self.load_best_model_at_end, bool):
-            self._refuse("load_best_model_at_end", "True or False", TypeError)
+        for name in ("load_best_model_at_end", "bf16", "fp16", "gradient_checkpointing", "torch_compile"):
+            if not isinstance(getattr(self, name), bool):
+                self._refuse(name, "True or False", TypeError)
         if not isinstance(self.disable_tqdm, bool | None):
             self._refuse("disable_tqdm", "True, False or None", TypeError)
         if not isinstance(self.lr_scheduler_kwargs, dict | None):
@@ -126,6 +129,8 @@ class TrainingArguments:
             self._refuse("lr_scheduler_kwargs", f"a min_lr between 0 and the learning_rate of {self.learning_rate}")
         if self.lr_scheduler_type == "constant" and self.warmup_steps:
             self._refuse("warmup_steps", "0 with constant; constant_with_warmup has one")
+        if self.bf16 and self.fp16:
+            self._refuse("fp16", "False with bf16")
         if self.eval_strategy == "no" and (self.load_best_model_at_end or self.save_strategy == "best"):
             self._refuse("eval_strategy", "steps or epoch, so that there is a best model")
         if self.save_strategy == "no" and self.load_best_model_at_end:

@@ -19,17 +19,26 @@ class AdamW:
         """Moves every parameter, in place. `number` counts the steps from 1."""
         for name, p in self.params.items():
             self.ops.adamw(p, grads[name], self.m[name], self.v[name], number, lr, self.beta1, self.beta2, self.eps,
-                           self.weight_decay if p.ndim == 2 else 0.0, grad_scale)
+                           self.weight_decay if decays(p) else 0.0, grad_scale)
 
     def state_dict(self):
         return {f"{kind}.{name}": moment for kind in ("m", "v") for name, moment in getattr(self, kind).items()}
 
     def load_state_dict(self, state):
         for name, moment in self.state_dict().items():
-            if name not in state.keys() or state[name].shape != moment.shape:
-                found = f"has shape {state[name].shape}" if name in state.keys() else "is missing"
-                raise ValueError(f"optimizer state: {name} {found}, must be of shape {moment.shape}")
-            moment[...] = state[name]
+            moment[...] = read_moment(state, name, moment.shape)
+
+
+def decays(param):
+    return param.ndim >= 2
+
+
+def read_moment(state, name, shape):
+    """One array of a saved optimiser; ValueError if it is not as it must be."""
+    if name not in state.keys() or tuple(state[name].shape) != tuple(shape):
+        found = f"has shape {state[name].shape}" if name in state.keys() else "is missing"
+        raise ValueError(f"optimizer state: {name} {found}, must be of shape {tuple(shape)}")
+    return state[name]
 
 
 def global_norm(grads, ops):

@@ -2,7 +2,8 @@
 
 A run is a pure function of its arguments, its data and the model's first weights: step s always sees the same blocks
 (data.py), and everything else that the next step depends on is in the checkpoint. That is why a run that is stopped at
-any moment and resumed ends with the same bits as one that was left alone. Read `train` first, then `_step`.
+any moment and resumed ends with the same bits as one that was left alone. Read `train` first, then `_step`. What the
+model computes is an engine's business (engine.py): that of GPT over `ops`, or that of its torch twin.
 """
 
 import json
@@ -21,20 +22,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..files import load_pretrained
 from ..files.atomic import atomic_write
-from ..files.safetensors import SafeTensors, write_safetensors
-from ..model import GPT
 from ..text.collators import DataCollatorForLanguageModeling
 from . import checkpoint, data
 from .arguments import TrainingArguments, unknown_argument
-from .optimizer import AdamW, clip_scale, global_norm
+from .engine import IGNORED, make_engine
+from .optimizer import clip_scale
 from .plot import plot_losses
 from .progress import Progress
 from .schedule import learning_rate
 from .state import TrainerState, read_state, write_state
-
-IGNORED = -100  # the label of a position that does not count
 
 # The arguments that the weights depend on. The length of the run joins them where the schedule stretches over it.
 EXACT = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
@@ -49,7 +46,7 @@ class TrainOutput(NamedTuple):
 
 
 class Trainer:
-    """Trains `model` on `train_dataset`, an indexable of token blocks.
+    """Trains `model`, a GPT or a TorchGPT, on `train_dataset`, an indexable of token blocks.
 
     data_collator turns a list of items into {"input_ids": (B, T), "labels": (B, T)}; labels of -100 do not count.
     Where the model is causal, position t is trained to predict label t + 1, so a block of T + 1 tokens gives T
@@ -64,8 +61,6 @@ class Trainer:
         for name in unknown:
             known = ["model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class"]
             raise unknown_argument("Trainer", name, known)
-        if not isinstance(model, GPT):
-            raise TypeError(f"Trainer: model is {model!r}, must be a GPT")
         if not isinstance(args, TrainingArguments | None):
             raise TypeError(f"Trainer: args is {args!r}, must be TrainingArguments")
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
@@ -75,12 +70,13 @@ class Trainer:
             raise TypeError(f"Trainer: processing_class is {processing_class!r}, must be a tokenizer")
         self.model = model
         self.args = args or TrainingArguments()
+        self.engine = make_engine(model, self.args)
         self.data_collator = data_collator or data.default_data_collator
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class
         self.state = TrainerState()
-        self.optimizer = self._progress = None  # both made by train()
+        self._progress = None  # made by train()
         self._set_objective()
         if self.args.eval_strategy != "no" and _is_empty(eval_dataset):
             raise ValueError(f"Trainer: eval_strategy is {self.args.eval_strategy!r}, but there is no eval_dataset")
@@ -136,35 +132,27 @@ class Trainer:
         if args.save_strategy != "no":
             self._save()
         if args.load_best_model_at_end and state.best_model_checkpoint:
-            self._load_weights(Path(args.output_dir) / state.best_model_checkpoint)
+            self.engine.load_weights(Path(args.output_dir) / state.best_model_checkpoint)
         self._draw()
         mean = losses / max(1, state.global_step - first)
         return TrainOutput(state.global_step, mean, {"train_loss": mean,
                                                      "train_runtime": time.perf_counter() - started})
 
     def _step(self):
-        """One step of the optimiser over all micro-batches; returns the loss. The gradients of the micro-batches are
-        divided by the targets of all of them, so they add up to the gradient of one large batch."""
-        args, state, model = self.args, self.state, self.model
+        """One step of the optimiser over all micro-batches; returns the loss."""
+        args, state = self.args, self.state
         micro_batches = list(self._micro_batches(state.global_step))
-        counts = [int(np.count_nonzero(targets != IGNORED)) for _, targets in micro_batches]
-        model.zero_grad()
-        total = 0.0
-        for (tokens, targets), count in zip(micro_batches, counts, strict=True):
-            total += count * model.forward(tokens, targets)
-            model.backward(divisor=sum(counts))
-            self._log_tokens += tokens.size
-        loss = total / max(1, sum(counts))
-        norm = global_norm(model.grads, model.ops)
+        self._log_tokens += sum(tokens.size for tokens, _ in micro_batches)
         lr = learning_rate(args, state.global_step, state.max_steps)
+        loss, norm = self.engine.gradients(micro_batches)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(f"the loss is {loss}, the gradient's norm {norm} (learning rate {lr:.3g})")
-        self.optimizer.step(model.grads, state.global_step + 1, lr, clip_scale(norm, args.max_grad_norm))
+        self.engine.step(state.global_step + 1, lr, clip_scale(norm, args.max_grad_norm))
         state.global_step += 1
         state.epoch = state.global_step * args.samples_per_step / len(self.train_dataset)
         state.unlogged_loss += loss
         state.unlogged_steps += 1
-        self._last = {"grad_norm": norm, "learning_rate": lr}
+        self._last = {"grad_norm": norm, "learning_rate": lr, **self.engine.figures()}
         return loss
 
     def _after_step(self):
@@ -226,7 +214,7 @@ class Trainer:
             stop = min(start + size, len(self.eval_dataset))
             keys = [(self.args.seed, 2, i) for i in range(start, stop)]
             tokens, targets = self._collate([self.eval_dataset[i] for i in range(start, stop)], keys)
-            total += float(self.model.token_losses(tokens, targets).sum(dtype=np.float64))
+            total += self.engine.sum_of_losses(tokens, targets)
             counted += int(np.count_nonzero(targets != IGNORED))
         metrics = {"eval_loss": total / max(1, counted), "eval_runtime": time.perf_counter() - started}
         self._log(metrics)
@@ -277,7 +265,7 @@ class Trainer:
         best, and as many as save_total_limit allows."""
         folder, state = self.args.output_dir, self.state
         if state.global_step not in checkpoint.listed(folder):
-            if not math.isfinite(global_norm(self.model.params, self.model.ops)):
+            if not self.engine.is_finite():
                 raise self._diverged("the weights are no longer finite numbers")
             checkpoint.write(folder, state.global_step, self._fill_checkpoint)
         if self.args.save_total_limit:
@@ -287,8 +275,7 @@ class Trainer:
         return Path(folder) / f"checkpoint-{state.global_step}"
 
     def _fill_checkpoint(self, folder):
-        self.save_model(folder)
-        write_safetensors(folder / "optimizer.safetensors", self.optimizer.state_dict())
+        self.engine.save(folder, self.processing_class)
         write_state(folder, self.state, self._run)
 
     def _check(self):
@@ -309,8 +296,7 @@ class Trainer:
         """Sets the run up in output_dir, at its beginning or at a checkpoint; returns the state."""
         args, folder = self.args, Path(self.args.output_dir)
         source = self._source(resume)
-        self.optimizer = AdamW(self.model.params, self.model.ops, args.adam_beta1, args.adam_beta2, args.adam_epsilon,
-                               args.weight_decay)
+        self.engine.begin()
         steps = args.total_steps(len(self.train_dataset))
         self._run = self._describe(steps)
         self.state = self._load(source) if source else TrainerState()
@@ -344,7 +330,7 @@ class Trainer:
     def _describe(self, steps):
         """All that the weights depend on, as it comes back from JSON."""
         run = {f"the model's {name}": value for name, value in asdict(self.model.config).items()}
-        run |= {"ops": self.model.ops.name, "train_dataset": data.fingerprint(self.train_dataset)}
+        run |= self.engine.describe() | {"train_dataset": data.fingerprint(self.train_dataset)}
         run |= {name: getattr(self.args, name) for name in EXACT}
         if not self.args.lr_scheduler_type.startswith("constant"):
             run["max_steps"] = steps
@@ -359,14 +345,8 @@ class Trainer:
             if run.get(name) != self._run.get(name):
                 raise ValueError(f"cannot resume from {folder}: {name} was {run.get(name)}, is now "
                                  f"{self._run.get(name)}; give what it was, or start a new run in another output_dir")
-        self._load_weights(folder)
-        self.optimizer.load_state_dict(SafeTensors(folder / "optimizer.safetensors"))
+        self.engine.load(folder, state.global_step)
         return state
-
-    def _load_weights(self, folder):
-        _, saved = load_pretrained(folder)
-        for name, param in self.model.params.items():
-            param[...] = saved[name]
 
 
 def _is_empty(dataset):
