@@ -59,7 +59,7 @@ BUGS = [
         "rstd[..., None] * (dxhat - dxhat.mean(axis=-1, keepdims=True)", "rstd[..., None] * (dxhat"),
     Bug("the gradient along the residual stream dropped", "residual_layernorm_backward", NUMPY,
         "return _store(dh + through_norm, dx)", "return _store(through_norm, dx)"),
-    Bug("+= turned into =: gradients do not accumulate", "linear_backward", NUMPY,
+    Bug("+= turned into =: gradients do not accumulate", "linear_backward", "minigpt/ops/store.py",
         "        grad += result\n", "        grad[...] = result\n"),
     Bug("the bias' gradient as a mean over rows", "linear_backward", NUMPY,
         "_store_grad(dy_rows.sum(axis=0), dbias", "_store_grad(dy_rows.mean(axis=0), dbias"),

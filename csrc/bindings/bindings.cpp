@@ -15,6 +15,7 @@
 #include "layernorm/layernorm.h"
 #include "linear/linear.h"
 #include "machine_limits.h"
+#include "moe/moe.h"
 #include "parallel.h"
 #include "residual_layernorm/residual_layernorm.h"
 #include "rmsnorm/rmsnorm.h"
@@ -227,6 +228,72 @@ static void bind_single_kernels(py::module_& m) {
   });
 }
 
+static int64_t* integers_out(py::array& x) { return static_cast<int64_t*>(x.mutable_data()); }
+
+static Router router_of(const py::array& logits, int64_t k, bool sigmoid, bool normalize, float scale, int64_t groups,
+                        int64_t active_groups) {
+  return {logits.shape(0), logits.shape(1), k, sigmoid, normalize, scale, groups, active_groups};
+}
+
+static void bind_moe(py::module_& m) {
+  m.def("moe_router_forward", [](const py::array& logits, int64_t k, In bias, bool sigmoid, bool normalize, float scale,
+                                 int64_t groups, int64_t active_groups, Out gates, py::array experts) {
+    run(moe_router_forward, router_of(logits, k, sigmoid, normalize, scale, groups, active_groups), in(logits),
+        in(bias), out(gates), integers_out(experts));
+  });
+
+  m.def("moe_router_backward", [](In dgates, const py::array& logits, const py::array& experts, bool sigmoid,
+                                  bool normalize, float scale, Out dlogits) {
+    run(moe_router_backward, router_of(logits, experts.shape(1), sigmoid, normalize, scale, 1, 1), in(dgates),
+        in(logits), integers(experts), out(dlogits));
+  });
+
+  m.def("router_losses_forward", [](const py::array& logits, const py::array& experts, bool sigmoid) {
+    double balance, z;
+    run(router_losses_forward, router_of(logits, experts.shape(1), sigmoid, false, 1, 1, 1), in(logits),
+        integers(experts), &balance, &z);
+    return std::pair(balance, z);
+  });
+
+  m.def("router_losses_backward",
+        [](float dbalance, float dz, const py::array& logits, const py::array& experts, bool sigmoid, Out dlogits) {
+          run(router_losses_backward, router_of(logits, experts.shape(1), sigmoid, false, 1, 1, 1), dbalance, dz,
+              in(logits), integers(experts), out(dlogits));
+        });
+
+  m.def("moe_dispatch_forward", [](const py::array& x, const py::array& experts, int64_t n_expert, Out rows,
+                                   py::array place, py::array offsets) {
+    run(moe_dispatch_forward, in(x), integers(experts), x.shape(0), experts.shape(1), x.shape(1), n_expert, out(rows),
+        integers_out(place), integers_out(offsets));
+  });
+
+  m.def("moe_dispatch_backward", [](const py::array& drows, const py::array& place, Out dx) {
+    run(moe_dispatch_backward, in(drows), integers(place), place.shape(0), place.shape(1), drows.shape(1), out(dx));
+  });
+
+  m.def("grouped_linear_forward", [](In x, const py::array& weight, const py::array& offsets, Out y) {
+    run(grouped_linear_forward, in(x), in(weight), integers(offsets), weight.shape(0), weight.shape(1), weight.shape(2),
+        out(y));
+  });
+
+  m.def("grouped_linear_backward",
+        [](In dy, In x, const py::array& weight, const py::array& offsets, bool accumulate, Out dx, Out dweight) {
+          run(grouped_linear_backward, in(dy), in(x), in(weight), integers(offsets), weight.shape(0), weight.shape(1),
+              weight.shape(2), accumulate, out(dx), out(dweight));
+        });
+
+  m.def("moe_combine_forward", [](const py::array& rows, In gates, const py::array& place, Out y) {
+    run(moe_combine_forward, in(rows), in(gates), integers(place), place.shape(0), place.shape(1), rows.shape(1),
+        out(y));
+  });
+
+  m.def("moe_combine_backward",
+        [](In dy, const py::array& rows, In gates, const py::array& place, Out drows, Out dgates) {
+          run(moe_combine_backward, in(dy), in(rows), in(gates), integers(place), place.shape(0), place.shape(1),
+              rows.shape(1), out(drows), out(dgates));
+        });
+}
+
 // For minigpt/bench.
 using Flat = py::array_t<float, py::array::c_style>;
 
@@ -279,5 +346,6 @@ PYBIND11_MODULE(MINIGPT_MODULE, m) {
   bind_layernorm(m);
   bind_linear(m);
   bind_machine_limits(m);
+  bind_moe(m);
   bind_single_kernels(m);
 }

@@ -57,6 +57,16 @@ OUTPUTS = {
     "cross_entropy_backward": ("dlogits",),
     "adamw": ("param", "m", "v"),
     "squared_norm": ("norm",),
+    "moe_router_forward": ("gates", "experts"),
+    "moe_router_backward": ("dlogits",),
+    "router_losses_forward": ("balance", "z"),
+    "router_losses_backward": ("dlogits",),
+    "moe_dispatch_forward": ("rows", "place", "offsets"),
+    "moe_dispatch_backward": ("dx",),
+    "grouped_linear_forward": ("y",),
+    "grouped_linear_backward": ("dx", "dweight"),
+    "moe_combine_forward": ("y",),
+    "moe_combine_backward": ("drows", "dgates"),
 }
 IN_PLACE = ("adamw",)                     # ops whose results are the arguments of those names
 

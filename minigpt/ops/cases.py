@@ -212,6 +212,45 @@ def _squared_norm(rng):
         yield f"x {shape}", dict(x=numbers(rng, *shape))
 
 
+# N, E, k, gate, normalize, scale, groups, active groups, and the C and F of the experts
+MOE_SHAPES = (
+    (1, 1, 1, "softmax", True, 1.0, 1, 1, 1, 1),
+    (3, 4, 2, "softmax", True, 1.0, 1, 1, 5, 7),
+    (5, 3, 3, "sigmoid", True, 2.5, 1, 1, 3, 2),          # every expert is active
+    (17, 8, 1, "softmax", False, 1.0, 1, 1, 17, 9),       # Switch
+    (33, 8, 2, "sigmoid", True, 1.0, 1, 1, 16, 24),
+    (65, 16, 4, "sigmoid", True, 2.5, 4, 2, 33, 20),      # DeepSeek-V3's groups
+    (63, 6, 2, "softmax", False, 0.5, 3, 2, 24, 40),
+    (129, 70, 3, "sigmoid", False, 1.0, 1, 1, 20, 17),    # more experts than some get rows
+    (300, 4, 2, "softmax", True, 1.0, 1, 1, 64, 130),
+)
+
+
+def _moe(rng, op):
+    """Biases as large as the scores themselves, so that who is chosen and with which gate are different questions."""
+    for i, (N, E, k, gate, normalize, scale, groups, active_groups, C, F) in enumerate(MOE_SHAPES):
+        logits, bias = rng.normal(0.3, 1.5, (N, E)).astype(np.float32), rng.normal(0, 0.3, E).astype(np.float32)
+        options = dict(gate=gate, normalize=normalize, scale=scale)
+        arguments = dict(logits=logits, k=k, bias=bias if i % 3 else None, **options, groups=groups,
+                         active_groups=active_groups)
+        gates, experts = numpy_ops.moe_router_forward(**arguments)
+        x = numbers(rng, N, C)
+        rows, place, offsets = numpy_ops.moe_dispatch_forward(x, experts, E)
+        segments = dict(x=rows, weight=parameters(rng, E, F, C), offsets=offsets)
+        yield f"N {N}, E {E}, k {k}, {gate}, C {C}, F {F}", {
+            "moe_router_forward": arguments,
+            "moe_router_backward": dict(dgates=numbers(rng, N, k), logits=logits, experts=experts, **options),
+            "router_losses_forward": dict(logits=logits, experts=experts, gate=gate),
+            "router_losses_backward": dict(dbalance=0.7, dz=0.3, logits=logits, experts=experts, gate=gate),
+            "moe_dispatch_forward": dict(x=x, experts=experts, n_expert=E),
+            "moe_dispatch_backward": dict(drows=numbers(rng, N * k, C), place=place),
+            "grouped_linear_forward": segments,
+            "grouped_linear_backward": dict(dy=numbers(rng, N * k, F), **segments),
+            "moe_combine_forward": dict(rows=rows, gates=gates, place=place),
+            "moe_combine_backward": dict(dy=numbers(rng, N, C), rows=rows, gates=gates, place=place),
+        }[op]
+
+
 MAKERS = {
     "embedding_forward": lambda rng, op: _embedding(rng, False),
     "embedding_backward": lambda rng, op: _embedding(rng, True),
@@ -236,6 +275,10 @@ MAKERS = {
     "cross_entropy_backward": lambda rng, op: _cross_entropy(rng, True),
     "adamw": lambda rng, op: _adamw(rng),
     "squared_norm": lambda rng, op: _squared_norm(rng),
+    **dict.fromkeys((
+        "moe_router_forward", "moe_router_backward", "router_losses_forward", "router_losses_backward",
+        "moe_dispatch_forward", "moe_dispatch_backward", "grouped_linear_forward", "grouped_linear_backward",
+        "moe_combine_forward", "moe_combine_backward"), _moe),
 }
 
 

@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from . import check
+from . import check, check_moe
 
 name = "cpp"
 
@@ -360,3 +360,99 @@ def squared_norm(x):
     check.squared_norm(x)
     _float32("squared_norm", "x", x)
     return _C.squared_norm(_in(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# mixture of experts
+
+
+def _integers_out(given, shape):
+    if given is None:
+        return np.empty(shape, np.int64)
+    return given if _plain(given) else given.copy()
+
+
+def moe_router_forward(logits, k, bias=None, gate="softmax", normalize=True, scale=1.0, groups=1, active_groups=1, *,
+                       out=None):
+    check_moe.moe_router_forward(logits, k, bias, gate, scale, groups, active_groups, out)
+    _float32("moe_router_forward", "logits", logits)
+    gates_out, experts_out = out or (None, None)
+    gates, experts = _out(gates_out, (len(logits), k)), _integers_out(experts_out, (len(logits), k))
+    _C.moe_router_forward(_in(logits), k, _in(bias), gate == "sigmoid", normalize, scale, groups, active_groups,
+                          gates, experts)
+    return _deliver(gates, gates_out), _deliver(experts, experts_out)
+
+
+def moe_router_backward(dgates, logits, experts, gate="softmax", normalize=True, scale=1.0, *, grads=None):
+    check_moe.moe_router_backward(dgates, logits, experts, gate, scale, grads)
+    _float32("moe_router_backward", "logits", logits)
+    dlogits = _out(grads, logits.shape)
+    _C.moe_router_backward(_in(dgates), _in(logits), _integers(experts), gate == "sigmoid", normalize, scale, dlogits)
+    return _deliver(dlogits, grads)
+
+
+def router_losses_forward(logits, experts, gate="softmax"):
+    check_moe.router_losses_forward(logits, experts, gate)
+    _float32("router_losses_forward", "logits", logits)
+    balance, z = _C.router_losses_forward(_in(logits), _integers(experts), gate == "sigmoid")
+    return np.float32(balance), np.float32(z)
+
+
+def router_losses_backward(dbalance, dz, logits, experts, gate="softmax", *, grads=None):
+    check_moe.router_losses_backward(dbalance, dz, logits, experts, gate, grads)
+    _float32("router_losses_backward", "logits", logits)
+    dlogits = _out(grads, logits.shape)
+    _C.router_losses_backward(dbalance, dz, _in(logits), _integers(experts), gate == "sigmoid", dlogits)
+    return _deliver(dlogits, grads)
+
+
+def moe_dispatch_forward(x, experts, n_expert, *, out=None):
+    check_moe.moe_dispatch_forward(x, experts, n_expert, out)
+    _float32("moe_dispatch_forward", "x", x)
+    rows_out, place_out, offsets_out = out or (None, None, None)
+    rows, place = _out(rows_out, (experts.size, x.shape[1])), _integers_out(place_out, experts.shape)
+    offsets = _integers_out(offsets_out, (n_expert + 1,))
+    _C.moe_dispatch_forward(_in(x), _integers(experts), n_expert, rows, place, offsets)
+    return _deliver(rows, rows_out), _deliver(place, place_out), _deliver(offsets, offsets_out)
+
+
+def moe_dispatch_backward(drows, place, *, grads=None):
+    check_moe.moe_dispatch_backward(drows, place, grads)
+    _float32("moe_dispatch_backward", "drows", drows)
+    dx = _out(grads, (len(place), drows.shape[1]))
+    _C.moe_dispatch_backward(_in(drows), _integers(place), dx)
+    return _deliver(dx, grads)
+
+
+def grouped_linear_forward(x, weight, offsets, *, out=None):
+    check_moe.grouped_linear_forward(x, weight, offsets, out)
+    _float32("grouped_linear_forward", "x", x)
+    y = _out(out, (len(x), weight.shape[1]))
+    _C.grouped_linear_forward(_in(x), _in(weight), _integers(offsets), y)
+    return _deliver(y, out)
+
+
+def grouped_linear_backward(dy, x, weight, offsets, *, grads=None, accumulate=False):
+    check_moe.grouped_linear_backward(dy, x, weight, offsets, grads)
+    _float32("grouped_linear_backward", "x", x)
+    dx_out, dweight_out = grads or (None, None)
+    dx, dweight = _out(dx_out, x.shape), _grad(dweight_out, weight.shape, accumulate)
+    _C.grouped_linear_backward(_in(dy), _in(x), _in(weight), _integers(offsets), accumulate, dx, dweight)
+    return _deliver(dx, dx_out), _deliver(dweight, dweight_out)
+
+
+def moe_combine_forward(rows, gates, place, *, out=None):
+    check_moe.moe_combine_forward(rows, gates, place, out)
+    _float32("moe_combine_forward", "rows", rows)
+    y = _out(out, (len(place), rows.shape[1]))
+    _C.moe_combine_forward(_in(rows), _in(gates), _integers(place), y)
+    return _deliver(y, out)
+
+
+def moe_combine_backward(dy, rows, gates, place, *, grads=None):
+    check_moe.moe_combine_backward(dy, rows, gates, place, grads)
+    _float32("moe_combine_backward", "rows", rows)
+    drows_out, dgates_out = grads or (None, None)
+    drows, dgates = _out(drows_out, rows.shape), _out(dgates_out, gates.shape)
+    _C.moe_combine_backward(_in(dy), _in(rows), _in(gates), _integers(place), drows, dgates)
+    return _deliver(drows, drows_out), _deliver(dgates, dgates_out)

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from . import check, numpy_ops
+from . import check, numpy_moe, numpy_ops
 from .bfloat16 import dtype_name
 from .cuda_arrays import device, owner
 from .cuda_call import Call, Emulator, choose, find_rungs, strides
@@ -24,11 +24,19 @@ else:
     from .gpu import GPU
     _machine = GPU()
 
-_OPS = [op for op in vars(numpy_ops) if op.endswith(("_forward", "_backward")) or op in ("adamw", "squared_norm")]
+MISSING = tuple(numpy_moe.__all__)        # mixture of experts has no CUDA kernels yet
+_OPS = [op for op in vars(numpy_ops)
+        if op.endswith(("_forward", "_backward")) and op not in MISSING or op in ("adamw", "squared_norm")]
 _rungs = {op: [rung for rung in rungs if _machine.has(rung)] for op, rungs in find_rungs(_OPS).items()}
 
 # The rungs that can be chosen with kernel=, by operation. The default is the last that takes the arrays.
 kernels = {op: tuple(rung.name for rung in _rungs.get(op, ())) for op in numpy_ops.kernels}
+
+
+def __getattr__(op):
+    if op in MISSING:
+        raise AttributeError(f"{op}: the {name} backend has no mixture of experts; numpy and cpp have")
+    raise AttributeError(f"module {__name__!r} has no attribute {op!r}")
 
 
 def takes(op, kernel=None, dtype="float32", D=1):

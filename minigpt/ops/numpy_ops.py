@@ -22,6 +22,8 @@ Bad arguments raise ValueError or TypeError before any work is done (see check.p
 import numpy as np
 
 from . import check
+from .store import store as _store
+from .store import store_grad as _store_grad
 
 name = "numpy"
 
@@ -34,25 +36,6 @@ kernels = {
     "linear_forward": ("definition",),
     "linear_backward": ("definition",),
 }
-
-
-def _store(result, out):
-    """Returns `result`, written into `out` where the caller gave one."""
-    if out is None:
-        return result
-    out[...] = result
-    return out
-
-
-def _store_grad(result, grad, accumulate):
-    """The same for the gradient of a parameter, which `accumulate` adds to what is there."""
-    if grad is None or result is None:
-        return result
-    if accumulate:
-        grad += result
-    else:
-        grad[...] = result
-    return grad
 
 
 def _sum_rows(x):
@@ -490,3 +473,9 @@ def squared_norm(x):
     check.squared_norm(x)
     flat = x.reshape(-1).astype(np.float64)
     return float(flat @ flat)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# mixture of experts: a file of its own
+
+from .numpy_moe import *  # noqa: E402, F403 (the last of the ops, as in every backend)
