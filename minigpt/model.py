@@ -23,6 +23,7 @@ import numpy as np
 from . import ops as backends
 from .config import ModelConfig
 from .generate import generate
+from .moe import experts_backward, experts_forward
 from .ops.memory import aligned_empty, aligned_zeros
 from .ops.numpy_ops import rope_tables
 
@@ -37,6 +38,8 @@ class GPT:
     grads    {name: array}, the sum of the gradients since zero_grad().
     losses   (B, T), the loss of every token in the last forward pass that had targets, 0 where the target was -100.
              Overwritten by the next.
+    router_loss    what router_aux_loss and router_z_loss added in that pass to the mean loss that forward() returns
+    expert_counts  {layer: (E,)}, how many tokens each expert got in training since zero_grad()
     """
 
     def __init__(self, config: ModelConfig, ops: str | ModuleType | None = None, seed: int = 0,
@@ -49,9 +52,12 @@ class GPT:
         self.ops = backends.load(ops or backends.default()) if ops is None or isinstance(ops, str) else ops
         if not hasattr(self.ops, "linear_forward"):
             raise TypeError(f"GPT: ops is {ops!r}, must be a backend's name or module")
+        if config.n_expert and not hasattr(self.ops, "moe_router_forward"):
+            raise ValueError(f"GPT: ops is {self.ops.name!r}, must be numpy or cpp: others have no mixture of experts")
         self.params = _random_params(config, seed) if params is None else _checked_params(config, params)
         self.dtype = self.params["wte"].dtype
         self.losses = None
+        self.router_loss, self.expert_counts = 0.0, {}
         self.eos_token_id = None            # where generate() ends a text; from_pretrained sets it
         self._buffers = {}                  # {name: (flat array, the view of it that was last in use)}
         self._saved = {}                    # {part of the model: what its backward pass needs from its forward pass}
@@ -66,6 +72,7 @@ class GPT:
         return {name: aligned_zeros(param.shape, self.dtype) for name, param in self.params.items()}
 
     def zero_grad(self):
+        self.expert_counts.clear()
         for grad in self.grads.values():
             grad.fill(0)
 
@@ -119,6 +126,7 @@ class GPT:
             raise ValueError("GPT.backward: there is no forward pass with targets to go back through")
         y, logits, lse, targets, counted = self._saved.pop("head")
         dloss = 1.0 / max(counted if divisor is None else divisor, 1)
+        self._share = counted * dloss       # this pass' share of the whole, which its router_loss counts with
         dlogits = self.ops.cross_entropy_backward(dloss, logits, targets, lse, grads=logits)        # (B, T, V)
         dy = self._buffer("dy", *y.shape)
         head = self._head_name()
@@ -135,7 +143,7 @@ class GPT:
         """tokens (B, T) -> the output of the last norm (B, T, C)."""
         tokens = self._checked_tokens(tokens, cache)
         position = 0 if cache is None else cache.length
-        self._saved, self._keep = {}, keep
+        self._saved, self._keep, self.router_loss = {}, keep, 0.0
         wte, wpe = self.params["wte"], self.params.get("wpe")
         h = self._buffer("embedding", *tokens.shape, self.config.n_embd)
         self.ops.embedding_forward(tokens, wte, wpe, position, out=h)                               # (B, T, C)
@@ -144,7 +152,7 @@ class GPT:
             h, y = self._norm_forward(f"h.{i}.norm1", h, branch)
             branch = self._attention_forward(f"h.{i}.attn", y, position, None if cache is None else cache.layers[i])
             h, y = self._norm_forward(f"h.{i}.norm2", h, branch)
-            branch = self._mlp_forward(f"h.{i}.mlp", y)
+            branch = self._feed_forward(i, y)
         h, y = self._norm_forward("norm", h, branch)
         if cache is not None:
             cache.length += tokens.shape[1]
@@ -156,7 +164,7 @@ class GPT:
         """dy (B, T, C), the gradient of the last norm's output."""
         dh = self._norm_backward("norm", None, dy)                                                  # (B, T, C)
         for i in reversed(range(self.config.n_layer)):
-            dy = self._mlp_backward(f"h.{i}.mlp", dh)                # a branch is added to h, so its gradient is dh
+            dy = self._feed_backward(i, dh)                          # a branch is added to h, so its gradient is dh
             dh = self._norm_backward(f"h.{i}.norm2", dh, dy)
             dy = self._attention_backward(f"h.{i}.attn", dh)
             dh = self._norm_backward(f"h.{i}.norm1", dh, dy)
@@ -253,11 +261,20 @@ class GPT:
         return heads[:, :H], heads[:, H:H + Hkv], heads[:, H + Hkv:]
 
     # -----------------------------------------------------------------------------------------------------------
-    # the MLP
+    # the MLP, or the mixture of experts in its place (moe.py)
+
+    def _feed_forward(self, i, x):
+        forward = experts_forward if self.config.has_experts(i) else GPT._mlp_forward
+        return forward(self, f"h.{i}.mlp", x)
+
+    def _feed_backward(self, i, dbranch):
+        backward = experts_backward if self.config.has_experts(i) else GPT._mlp_backward
+        return backward(self, f"h.{i}.mlp", dbranch)
 
     def _mlp_forward(self, name, x):
         """x (B, T, C) -> branch (B, T, C)."""
-        (B, T, C), F, own = x.shape, self.config.n_inner, self._own(name)
+        (B, T, C), own = x.shape, self._own(name)
+        F = len(self._weight_and_bias(name + ".up")[0])                     # of the MLP or of the shared expert
         act, up = self._buffer(own + ".act", B, T, F), self._buffer(own + ".up", B, T, F)
         gate = None
         if self.config.activation == "swiglu":

@@ -58,6 +58,52 @@ def _linear_gelu(x, weight, bias=None):
     return _gelu(F.linear(x, weight, bias)), F.linear(x, weight, bias)
 
 
+# A mixture of experts as one would write it without thinking of speed: every token, every choice of it.
+
+
+def _scores(logits, gate):
+    return logits.softmax(-1) if gate == "softmax" else logits.sigmoid()
+
+
+def _gates(logits, experts, gate="softmax", normalize=True, scale=1.0):
+    if normalize and gate == "softmax":                  # of the chosen alone: others get no gradient, not even noise
+        return scale * logits.gather(-1, experts).softmax(-1)
+    chosen = _scores(logits, gate).gather(-1, experts)
+    return scale * (chosen / chosen.sum(-1, keepdim=True) if normalize else chosen)
+
+
+def _router(logits, k, bias=None, gate="softmax", normalize=True, scale=1.0, groups=1, active_groups=1):
+    choice = _scores(logits, gate) + (0 if bias is None else bias)
+    if groups > 1:                                       # as transformers' DeepseekV3TopkRouter
+        by_group = choice.view(len(choice), groups, -1).topk(2, dim=-1)[0].sum(-1)
+        mask = torch.zeros_like(by_group).scatter(1, by_group.topk(active_groups, dim=-1)[1], 1).bool()
+        choice = choice.masked_fill(~mask.repeat_interleave(choice.shape[1] // groups, 1), -torch.inf)
+    experts = choice.topk(k, dim=-1)[1]
+    return _gates(logits, experts, gate, normalize, scale), experts
+
+
+def _router_losses(logits, experts, gate="softmax"):
+    N, E = logits.shape
+    p = F.normalize(_scores(logits, gate), p=1, dim=-1)
+    f = F.one_hot(experts, E).to(p.dtype).mean((0, 1))
+    return E * (f * p.mean(0)).sum(), logits.logsumexp(-1).square().mean()
+
+
+def _dispatch(x, experts, n_expert):
+    order = experts.flatten().sort(stable=True)[1]
+    counts = F.one_hot(experts.flatten(), n_expert).sum(0)
+    return (x.repeat_interleave(experts.shape[1], 0)[order], order.argsort().view(experts.shape),
+            F.pad(counts.cumsum(0), (1, 0)))
+
+
+def _grouped_linear(x, weight, offsets):
+    return torch.cat([F.linear(x[i:j], w) for w, i, j in zip(weight, offsets, offsets[1:], strict=False)])
+
+
+def _combine(rows, gates, place):
+    return torch.einsum("nk,nkc->nc", gates, rows[place])
+
+
 FORWARD = {
     "embedding_forward": _embedding,
     "layernorm_forward": _layernorm,
@@ -72,6 +118,11 @@ FORWARD = {
     "attention_forward": _attention,
     "cross_entropy_forward": _cross_entropy,
     "squared_norm": lambda x: float(x.double().square().sum()),
+    "moe_router_forward": _router,
+    "router_losses_forward": _router_losses,
+    "moe_dispatch_forward": _dispatch,
+    "grouped_linear_forward": _grouped_linear,
+    "moe_combine_forward": _combine,
 }
 # For each backward op, what autograd differentiates: the function, the arguments with a gradient, in the order of the
 # results, and the gradients of its results.
@@ -84,6 +135,11 @@ BACKWARD = {
     "rope_backward": (_rope, ("x",), ("dy",)),
     "attention_backward": (lambda *args, **options: _attention(*args, **options)[0], ("q", "k", "v"), ("dout",)),
     "cross_entropy_backward": (lambda *args, **options: _cross_entropy(*args, **options)[0], ("logits",), ()),
+    "moe_router_backward": (_gates, ("logits",), ("dgates",)),
+    "moe_dispatch_backward": (lambda x, place: x.repeat_interleave(place.shape[1], 0)[place.flatten().argsort()],
+                              ("x",), ("drows",)),
+    "grouped_linear_backward": (_grouped_linear, ("x", "weight"), ("dy",)),
+    "moe_combine_backward": (_combine, ("rows", "gates"), ("dy",)),
 }
 
 
@@ -112,7 +168,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["f
 
 
 def test_every_op_has_a_judge():
-    elsewhere = {"layernorm_backward", "residual_layernorm_backward", "adamw"}
+    elsewhere = {"layernorm_backward", "residual_layernorm_backward", "router_losses_backward", "adamw"}
     assert {*FORWARD, *BACKWARD, *elsewhere} == set(budget.OUTPUTS)
 
 
@@ -141,6 +197,8 @@ def test_backward(op, dtype):
         inputs = {name: x for name, x in arguments.items() if name not in (*given, "dloss", "out", "lse", "rstd")}
         if op == "rope_backward":
             inputs = dict(x=np.zeros_like(arguments["dy"]), **inputs)          # a rotation is linear: any x will do
+        if op == "moe_dispatch_backward":
+            inputs = dict(x=np.zeros((len(inputs["place"]), arguments["drows"].shape[1]), dtype), **inputs)
         if op == "linear_backward":
             inputs["bias"] = np.zeros(len(inputs["weight"]), dtype)
         inputs = tensors(inputs)
@@ -169,6 +227,15 @@ def test_layernorm_backward(residual, dtype):
             t["dy"], t["h" if residual else "x"], t["weight"].shape, t["mean"][..., None], t["rstd"][..., None],
             t["weight"], torch.zeros_like(t["weight"]), [True, True, True])
         judge(case, arguments, as_arrays((dx + t["dh"] if residual else dx, dweight, dbias)))
+
+
+@both_dtypes
+def test_router_losses_backward(dtype):
+    for case, arguments in in_dtype("router_losses_backward", dtype):
+        t = tensors(arguments)
+        balance, z = _router_losses(t["logits"].requires_grad_(), t["experts"], t["gate"])
+        loss = t["dbalance"] * balance + t["dz"] * z
+        judge(case, arguments, as_arrays(torch.autograd.grad(loss, t["logits"])))
 
 
 @both_dtypes
