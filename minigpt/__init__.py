@@ -13,6 +13,7 @@ _HOME = {
     "CharTokenizer": "text",
     "TextDataset": "text",
     "DataCollatorForLanguageModeling": "text",
+    "DataCollatorForKnowledge": "text",
     "Trainer": "train",
     "TrainingArguments": "train",
     "num_threads": "ops",

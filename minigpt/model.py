@@ -77,10 +77,10 @@ class GPT:
             grad.fill(0)
 
     def resize_token_embeddings(self, new_num_tokens: int):
-        """Makes wte (and an untied head) new_num_tokens rows long, and returns wte, (new_num_tokens, C). New rows are the
-        mean of the old ones, so that a new token is neither likelier nor stranger than others at first (J. Hewitt,
-        "Initializing New Word Embeddings for Pretrained Language Models", 2021). Call it after the tokenizer has grown,
-        and before a Trainer is made."""
+        """Makes wte (and an untied head) new_num_tokens rows long, and returns wte, (new_num_tokens, C). New rows are
+        the mean of the old ones, so that a new token is neither likelier nor stranger than others at first (J. Hewitt,
+        "Initializing New Word Embeddings for Pretrained Language Models", 2021). Call it after the tokenizer has
+        grown, and before a Trainer is made."""
         self.config = replace(self.config, vocab_size=operator.index(new_num_tokens))
         for name in {"wte", self._head_name()}:
             old = self.params[name]

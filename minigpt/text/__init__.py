@@ -8,6 +8,8 @@ from minigpt.text.char import CharTokenizer
 from minigpt.text.collators import DataCollatorForLanguageModeling
 from minigpt.text.corpus import default_corpus
 from minigpt.text.dataset import TextDataset
+from minigpt.text.knowledge import DataCollatorForKnowledge, Gazetteer
 from minigpt.text.tokenizer import Tokenizer
 
-__all__ = ["CharTokenizer", "DataCollatorForLanguageModeling", "TextDataset", "Tokenizer", "default_corpus"]
+__all__ = ["CharTokenizer", "DataCollatorForKnowledge", "DataCollatorForLanguageModeling", "Gazetteer", "TextDataset",
+           "Tokenizer", "default_corpus"]

@@ -26,7 +26,8 @@ class Words:
 
 
 def _is_of_a_word(byte: bytes, token: bytes, end: int) -> bool:
-    """Whether the token has a letter or digit at that end. Half a character counts as one: only rare letters are cut."""
+    """Whether the token has a letter or digit at that end. A part of a character counts as one: rare letters are cut
+    into bytes, signs hardly ever."""
     try:
         return bool(token) and token.decode()[end].isalnum()
     except UnicodeDecodeError:

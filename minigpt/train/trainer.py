@@ -85,17 +85,19 @@ class Trainer:
         """Gives the model the attention that the collator's objective needs."""
         collator, config = self.data_collator, self.model.config
         if collator is data.default_data_collator and not config.causal:
-            raise ValueError("Trainer: the model is bidirectional (causal=False) and would see the tokens that it is to "
-                             "predict; give data_collator=DataCollatorForLanguageModeling(tokenizer)")
+            raise ValueError("Trainer: the model is bidirectional (causal=False) and would see the tokens that it is "
+                             "to predict; give data_collator=DataCollatorForLanguageModeling(tokenizer)")
         if not isinstance(collator, DataCollatorForLanguageModeling):
             return
-        if len(collator.tokenizer) > config.vocab_size:
-            raise ValueError(f"Trainer: the collator's tokenizer has {len(collator.tokenizer)} tokens, the model rows for "
-                             f"{config.vocab_size}; call model.resize_token_embeddings({len(collator.tokenizer)}) first")
+        tokens = len(collator.tokenizer)
+        if tokens > config.vocab_size:
+            raise ValueError(f"Trainer: data_collator's tokenizer has {tokens} tokens, the model rows for "
+                             f"{config.vocab_size}; call model.resize_token_embeddings({tokens}) first")
         if config.causal == collator.mlm:
             self.model.config = replace(config, causal=not collator.mlm)
-            warnings.warn(f"Trainer: the model now attends {'both ways' if collator.mlm else 'to the left only'} (causal="
-                          f"{not collator.mlm}), which data_collator, with mlm={collator.mlm}, needs", stacklevel=3)
+            ways = "both ways" if collator.mlm else "to the left only"
+            warnings.warn(f"Trainer: the model now attends {ways} (causal={not collator.mlm}), as data_collator needs with "
+                          f"mlm={collator.mlm}", stacklevel=3)
 
     # -----------------------------------------------------------------------------------------------------------
     # the run

@@ -1,0 +1,5 @@
+"""What a model knows: the cloze probe (cloze.py)."""
+
+from .cloze import Cloze, probe
+
+__all__ = ["Cloze", "probe"]
