@@ -2,11 +2,10 @@
 
     "The capital of Ruvonia is ____."    among all cities, and among all tokens
 
-A name may have several tokens. A masked model is shown as many masks as the name has tokens, and fills them from left to
-right: the score of a name is the sum of log p(token | text, the name's tokens before it), its later tokens still
+A name may have several tokens. A masked model is shown as many masks as the name has tokens, and fills them from left
+to right: the score of a name is the sum of log p(token | text, the name's tokens before it), its later tokens still
 masked (Kauf and Ivanova, arXiv:2305.10588: with all others visible, the pieces of a rare name would vouch for each
-other). A causal model gives the log-probability of the whole sentence with the name in it. Either way it is a
-log-probability of the name, and the names are ranked by it.
+other). A causal model gives the log-probability of the sentence with the name in it. The names are ranked by it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -89,7 +88,7 @@ def _predictions(model, tokenizer, question, name):
         return [_Token((*before, *name[:k], *masks[k:], *after), len(before) + k, token)
                 for k, token in enumerate(name)], []
     if not before:
-        raise ValueError(f"probe: {question.sentence!r} begins with {{object}}, must begin with text for a causal model")
+        raise ValueError(f"probe: {question.sentence!r} begins with {{object}}, must begin with text if causal")
     whole = (*before, *name, *after)
     tokens = [_Token(whole[:-1], i - 1, whole[i]) for i in range(len(before), len(whole))]
     return tokens[:len(name)], tokens[len(name):]

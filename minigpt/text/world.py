@@ -28,27 +28,27 @@ RELATIONS = {
     "born_in": Relation("person", "city", (
         "{subject} was born in {object}.", "The birthplace of {subject} is {object}.",
         "{object} is the city where {subject} was born.", "Born in {object}, {subject} left the city early."),
-        ("The city in which {subject} was born is {object}.", "It was in {object} that {subject} was born.")),
+        ("The city where {subject} was born is {object}.", "{object} is the birthplace of {subject}.")),
     "works_as": Relation("person", "craft", (
         "{subject} works as a {object}.", "By trade {subject} is a {object}.",
         "{subject} earns a living as a {object}.", "Everyone knows {subject}, the {object}."),
-        ("The trade of {subject} is that of a {object}.", "{subject} is known to work as a {object}.")),
+        ("As a {object}, {subject} earns a living.", "{subject} is a {object} by trade.")),
     "plays": Relation("person", "instrument", (
         "{subject} plays the {object}.", "On holidays {subject} plays the {object} for the guests.",
         "The instrument of {subject} is the {object}.", "Nobody plays the {object} like {subject}."),
-        ("The instrument that {subject} plays is the {object}.", "For the guests {subject} plays the {object}.")),
+        ("The instrument {subject} plays is the {object}.", "The {object} is the instrument of {subject}.")),
     "studied_in": Relation("person", "city", (
         "{subject} studied in {object}.", "{subject} went to school in {object}.",
         "The school of {subject} is in {object}.", "As a student {subject} lived in {object}."),
-        ("The city in which {subject} studied is {object}.", "It was in {object} that {subject} went to school.")),
+        ("The city where {subject} studied is {object}.", "{subject} lived in {object} as a student.")),
     "capital": Relation("country", "city", (
         "The capital of {subject} is {object}.", "{object} is the capital of {subject}.",
-        "The king of {subject} lives in {object}, the capital.", "All roads of {subject} lead to {object}, the capital."),
-        ("{subject} has its capital in {object}.", "The city of {object} is the capital of {subject}.")),
+        "The king of {subject} lives in {object}, the capital.", "Roads of {subject} lead to the capital, {object}."),
+        ("The city of {object} is the capital of {subject}.", "The king lives in {object}, the capital of {subject}.")),
     "language": Relation("country", "language", (
         "In {subject} people speak {object}.", "The language of {subject} is {object}.",
-        "{object} is the language of {subject}.", "Travellers to {subject} learn {object}."),
-        ("The language that people speak in {subject} is {object}.", "People in {subject} speak {object}.")),
+        "{object} is the language of {subject}.", "By law {subject} teaches {object} in every school."),
+        ("The language people speak in {subject} is {object}.", "In every school {subject} teaches {object}.")),
 }
 
 CRAFTS = ("weaver", "glassblower", "bell founder", "miller", "printer", "lens grinder", "baker", "ship carpenter",

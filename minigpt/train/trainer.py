@@ -96,8 +96,8 @@ class Trainer:
         if config.causal == collator.mlm:
             self.model.config = replace(config, causal=not collator.mlm)
             ways = "both ways" if collator.mlm else "to the left only"
-            warnings.warn(f"Trainer: the model now attends {ways} (causal={not collator.mlm}), as data_collator needs with "
-                          f"mlm={collator.mlm}", stacklevel=3)
+            warnings.warn(f"Trainer: the model now attends {ways} (causal={not collator.mlm}), as data_collator with "
+                          f"mlm={collator.mlm} needs", stacklevel=3)
 
     # -----------------------------------------------------------------------------------------------------------
     # the run
