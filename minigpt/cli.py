@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("minigpt.commands.train", "train a GPT on a text file"),
     "generate": ("minigpt.commands.generate", "continue a prompt with a trained GPT"),
     "bench": ("minigpt.bench", "measure operations, training and decoding, side by side with torch"),
+    "plan": ("minigpt.commands.plan", "what training a model on a cluster takes, and the best way to lay it out"),
     "doctor": ("minigpt.commands.doctor", "what is built, what this machine runs, and what stands in the way"),
     "diff": ("minigpt.commands.diff", "hold two backends against each other, operation by operation"),
 }

@@ -36,8 +36,8 @@ class ModelConfig:
     causal: bool = True                 # False: every token sees the whole text (masked language modelling)
     share_layers: bool = False          # one block's parameters, used n_layer times (ALBERT, arXiv:1909.11942)
 
-    # multi-head latent attention (DeepSeek-V2, arXiv:2405.04434; latent_attention.py): a token's keys and values, of all
-    # heads, are made from one small latent vector, which is all that has to be kept of it
+    # multi-head latent attention (DeepSeek-V2, arXiv:2405.04434; latent_attention.py): a token's keys and values of
+    # all heads are made from a small latent vector, which is all that has to be kept of it
     kv_lora_rank: int = 0               # numbers in the latent of keys and values; 0: ordinary attention
     q_lora_rank: int = 0                # numbers in a latent of the queries; 0: they are projected directly
     qk_nope_head_dim: int = 0           # size of the part of a query's or key's head without position ...
@@ -239,7 +239,8 @@ class ModelConfig:
     def flops_per_token(self, T: int | None = None) -> int:
         """FLOPs of the matrix products of one forward pass, per token of a text of T (block_size) tokens: two per
         weight that a token meets, every time that it meets it, and 4 T C a layer for q k^T and p v (2 T for each number
-        of a head of keys and of values, where their sizes differ). Counted as is usual, without the half that a causal mask saves. The backward pass takes twice as many."""
+        of a head of keys and of values, where their sizes differ). Counted as is usual, without the half that a causal
+        mask saves. The backward pass takes twice as many."""
         weights = 0
         for name, shape in self.parameter_shapes().items():
             looked_up = name == "wpe" or name == "wte" and not self.tied
@@ -257,6 +258,7 @@ class ModelConfig:
 
 
 GPT2 = dict(vocab_size=50257, block_size=1024)
+GPT3 = dict(vocab_size=50257, block_size=2048)
 LLAMA = dict(norm="rmsnorm", position="rope", activation="swiglu", bias=False, tied=False)
 LLAMA2 = dict(LLAMA, vocab_size=32000, block_size=4096)
 LLAMA3 = dict(LLAMA, vocab_size=128256, block_size=8192, rope_base=500000.0)
@@ -281,11 +283,25 @@ PRESETS = {
     "gpt2-medium": dict(GPT2, n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": dict(GPT2, n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": dict(GPT2, n_layer=48, n_head=25, n_embd=1600),
+    # Brown et al. 2020, table 2.1, but XL with 16 heads and 13B 5120 wide: what is printed does not multiply out
+    "gpt3-small": dict(GPT3, n_layer=12, n_head=12, n_embd=768),
+    "gpt3-medium": dict(GPT3, n_layer=24, n_head=16, n_embd=1024),
+    "gpt3-large": dict(GPT3, n_layer=24, n_head=16, n_embd=1536),
+    "gpt3-xl": dict(GPT3, n_layer=24, n_head=16, n_embd=2048),
+    "gpt3-2.7b": dict(GPT3, n_layer=32, n_head=32, n_embd=2560),
+    "gpt3-6.7b": dict(GPT3, n_layer=32, n_head=32, n_embd=4096),
+    "gpt3-13b": dict(GPT3, n_layer=40, n_head=40, n_embd=5120),
+    "gpt3-175b": dict(GPT3, n_layer=96, n_head=96, n_embd=12288),
     "llama2-7b": dict(LLAMA2, n_layer=32, n_head=32, n_embd=4096, n_inner=11008),
     "llama2-13b": dict(LLAMA2, n_layer=40, n_head=40, n_embd=5120, n_inner=13824),
     "llama2-70b": dict(LLAMA2, n_layer=80, n_head=64, n_kv_head=8, n_embd=8192, n_inner=28672),
     "llama3-8b": dict(LLAMA3, n_layer=32, n_head=32, n_kv_head=8, n_embd=4096, n_inner=14336),
     "llama3-70b": dict(LLAMA3, n_layer=80, n_head=64, n_kv_head=8, n_embd=8192, n_inner=28672),
+    "llama3-405b": dict(LLAMA3, n_layer=126, n_head=128, n_kv_head=8, n_embd=16384, n_inner=53248),
+    "mistral-7b": dict(LLAMA, vocab_size=32000, block_size=8192, n_layer=32, n_head=32, n_kv_head=8, n_embd=4096,
+                       n_inner=14336),
+    "smollm2-135m": dict(LLAMA, vocab_size=49152, block_size=8192, rope_base=100000.0, tied=True, n_layer=30, n_head=9,
+                         n_kv_head=3, n_embd=576, n_inner=1536),
     "mixtral-8x7b": dict(MIXTRAL, block_size=32768, n_layer=32, n_head=32, n_embd=4096, n_inner=14336),
     "mixtral-8x22b": dict(MIXTRAL, block_size=65536, n_layer=56, n_head=48, n_embd=6144, n_inner=16384),
     "deepseek-v2-lite": dict(DEEPSEEK_V2, n_layer=27, n_head=16, n_embd=2048, n_inner=10944, n_expert=64,
@@ -294,4 +310,7 @@ PRESETS = {
                         expert_inner=1536, route_scale=16.0, n_expert_group=8, n_expert_group_active=3),
     "deepseek-v3": dict(DEEPSEEK, **DEEPSEEK_V3_EXPERTS, vocab_size=129280, n_layer=61, n_head=128, n_embd=7168,
                         n_inner=18432, q_lora_rank=1536),
+    # an example of a mixture of 1.8 T parameters, for the planner: the shape of no known model
+    "moe-1.8t": dict(LLAMA3, n_layer=96, n_head=96, n_kv_head=8, n_embd=12288, n_inner=15616, n_expert=32,
+                     n_expert_active=2),
 }

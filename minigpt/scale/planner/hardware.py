@@ -1,0 +1,69 @@
+"""What a plan takes for granted: the GPUs, the links between them, and how much of both real work reaches.
+
+Every number that is an assumption stands in this file under a name, and the report prints it. Peaks, memory and power
+are the makers' figures; bytes and FLOPs per second are decimal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU of a node."""
+
+    peak: float         # dense matrix products in bf16 or fp16, FLOP/s; in fp32 (as TF32) half of it
+    reached: float      # of that peak, by a matrix product of the best shape (measured)
+    memory: float       # bytes
+    bandwidth: float    # of that memory, bytes/s
+    nvlink: float       # to the other GPUs of its node, bytes/s one way
+    network: float      # to other nodes, bytes/s one way: one network card for each GPU
+    watts: float        # thermal design power
+
+
+GPUS = {
+    "a100": Gpu(312e12, 0.869, 80e9, 2.04e12, 300e9, 25e9, 400),           # SXM, 80 GB; 200 Gbit/s InfiniBand
+    "h100": Gpu(989e12, 0.803, 80e9, 3.35e12, 450e9, 50e9, 700),           # SXM; 400 Gbit/s
+    "h200": Gpu(989e12, 0.803, 141e9, 4.80e12, 450e9, 50e9, 700),
+    "b200": Gpu(2250e12, 0.803, 180e9, 8.0e12, 900e9, 50e9, 1000),  # `reached` taken from the H100
+}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Bytes that one number takes. All optimisers are Adam: two moments in fp32, and, where the weights are 16-bit,
+    their fp32 master copy."""
+
+    weight: int
+    gradient: int
+    optimizer: int
+    activation: int
+    speed: float = 1.0  # of the GPU's peak
+
+
+PRECISIONS = {
+    "fp32": Precision(4, 4, 8, 4, 0.5),         # TF32 tensor cores
+    "bf16": Precision(2, 4, 12, 2),             # gradients are added up in fp32, as Megatron-LM and Llama 3 do
+    "fp16": Precision(2, 4, 12, 2),
+}
+ZERO_PAPER = Precision(2, 2, 12, 2)             # ZeRO's example: 16 bytes a parameter, gradients in fp16
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Shares of the peaks that well-made programs reach, and what else has to be assumed. `shapes` was chosen so that
+    Megatron-LM's ten published runs are met on average; `minigpt plan --published` shows how far plans are from each of
+    them, and from other runs that took place."""
+
+    shapes: float = 0.83                # of Gpu.reached, by the matrix products of a transformer's shapes
+    memory_efficiency: float = 0.80     # of the memory's bandwidth, in everything else
+    link_efficiency: float = 0.80       # of NVLink's and the network's speed, in collectives
+    gpus_per_node: int = 8              # joined by NVLink, and a unit for tensor parallelism
+    reserved_bytes: float = 5e9         # of each GPU's memory: CUDA's context, NCCL's buffers, fragmentation
+    server_factor: float = 1.45         # power of a whole server, with CPUs, fans and network, for each GPU's watt
+    pue: float = 1.10                   # power of the whole data centre for each watt of its servers
+    fused_attention: bool = True        # scores live in registers; else they go through memory
+    dropout: bool = False               # its masks are kept for the backward pass; this project's GPT has none
+    sequence_parallel: bool = True      # the tensor-parallel GPUs share what lies between the matrix products
+    overlap: bool = True                # gradients travel while the last micro-batch's backward pass still runs
