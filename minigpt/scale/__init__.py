@@ -1,10 +1,12 @@
-"""Beyond one process and NumPy: the GPT as a torch module, and what grows from there. Needs torch, and says so."""
+"""Beyond one process and NumPy: the GPT as a torch module, what grows from there, and the planner. All but the planner
+needs torch, and says so."""
 
-try:
-    import torch  # noqa: F401
-except ImportError as error:
-    raise ImportError(f"minigpt.scale needs torch ({error}); install it: pip install torch") from None
 
-from .twin import TorchGPT
-
-__all__ = ["TorchGPT"]
+def __getattr__(name):
+    if name != "TorchGPT":
+        raise AttributeError(f"module 'minigpt.scale' has no attribute {name!r}")
+    try:
+        from .twin import TorchGPT
+    except ImportError as error:
+        raise ImportError(f"minigpt.scale needs torch ({error}); install it: pip install torch") from None
+    return TorchGPT

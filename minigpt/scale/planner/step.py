@@ -139,7 +139,7 @@ def _micro_batch(job, layout, stages):
     tokens, size = layout.micro_batch * job.T, job.precision.activation
     passes = 4 if layout.recompute == "full" else 3         # forward, (again,) and a backward pass worth two
     sends = 2 * (passes - 1)                                # a layer exchanges twice in each pass, backward like forward
-    again = layout.recompute == "selective" and not assume.fused_attention        # attention, unless fused
+    again = layout.recompute == "selective" and not assume.fused_attention    # attention, unless fused
     shared = t if assume.sequence_parallel else 1
 
     flops = stages.linear * passes + stages.attention * (passes + again)                            # a token's
