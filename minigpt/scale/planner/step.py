@@ -138,7 +138,7 @@ def _micro_batch(job, layout, stages):
     gpu, assume, t, p, C = job.gpu, job.assume, layout.tensor, layout.pipeline, job.config.n_embd
     tokens, size = layout.micro_batch * job.T, job.precision.activation
     passes = 4 if layout.recompute == "full" else 3         # forward, (again,) and a backward pass worth two
-    sends = 2 * (passes - 1)                                # a layer exchanges twice in each pass, backward like forward
+    sends = 2 * (passes - 1)                                # a layer exchanges twice a pass, backward as forward
     again = layout.recompute == "selective" and not assume.fused_attention    # attention, unless fused
     shared = t if assume.sequence_parallel else 1
 
