@@ -295,7 +295,7 @@ def test_a_resumed_run_must_mask_as_before(tmp_path):
 
 def test_a_masked_model_learns_from_its_context(tmp_path):
     """In blocks of one token each, any token that is not masked tells those that are."""
-    run = masked(tmp_path, max_steps=150, save_strategy="no", eval_strategy="no", logging_steps=150)
+    run = masked(tmp_path, max_steps=150, save_strategy="no", eval_strategy="no", per_device_train_batch_size=16)
     run.train_dataset = run.eval_dataset = [np.full(16, token) for token in range(20)]
     before = run.evaluate()["eval_loss"]
     run.train()
