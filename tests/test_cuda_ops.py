@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minigpt import emulator, ops
-from minigpt.ops import budget16, numpy_ops
+from minigpt.ops import budget16, cuda_call, numpy_ops
 from minigpt.ops.bfloat16 import to_float32
 
 reason = ops.why_not("emulated")
@@ -34,18 +34,22 @@ def test_master_weights_move_where_the_parameters_could_not(dtype):
     assert not (param == before).all()
 
 
-def test_master_weights_in_numpy():
-    rng = np.random.default_rng(1)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("backend", ["numpy", "cpp", "emulated"])
+def test_master_weights_take_the_step_that_float32_parameters_take(backend, dtype):
+    if why := ops.why_not(backend):
+        pytest.skip(why)
+    rng, adamw = np.random.default_rng(1), ops.load(backend).adamw
     master, grad, m, v = weights(rng, 50)
     alone = [x.copy() for x in (master, m, v)]
-    param = np.empty(50, np.float16)
-    numpy_ops.adamw(alone[0], grad.astype(np.float16).astype(np.float32), *alone[1:], step=3, lr=0.01)
-    numpy_ops.adamw(param, grad.astype(np.float16), m, v, step=3, lr=0.01, master=master)
+    param, grad = (budget16.to_stored(x, dtype) for x in (np.zeros(50, np.float32), grad))
+    adamw(alone[0], to_float32(grad), *alone[1:], step=3, lr=0.01)
+    adamw(param, grad, m, v, step=3, lr=0.01, master=master)
     assert all((a == b).all() for a, b in zip((master, m, v), alone, strict=True))
-    assert (param == master.astype(np.float16)).all()
+    assert (param == budget16.to_stored(master, dtype)).all()
 
 
-@pytest.mark.parametrize("backend", ["numpy", "emulated"])
+@pytest.mark.parametrize("backend", ["numpy", "cpp", "emulated"])
 def test_refuses_master_weights_that_do_not_fit(backend):
     adamw = ops.load(backend).adamw
     rng = np.random.default_rng(2)
@@ -57,6 +61,16 @@ def test_refuses_master_weights_that_do_not_fit(backend):
         adamw(param[:7], grad[:7], m, v, 1, 0.1, master=master)
     with pytest.raises(TypeError, match="adamw: m is float32, but param is float16"):
         adamw(param, grad, m, v, 1, 0.1)
+
+
+def test_broadcast_heads_are_copied_for_the_copy_engine():
+    """The Hopper rung, which takes heads in multiples of 8, hands their strides to the engine, which refuses 0."""
+    call = cuda_call.Call(cuda_call.Emulator(), "attention_forward")
+    heads = np.broadcast_to(np.arange(32, dtype=np.float16).reshape(1, 1, 2, 16), (3, 2, 2, 16))
+    assert call.heads(heads) is heads
+    copied = call.heads(heads, multiple=8)
+    assert 0 not in copied.strides and (copied == heads).all()
+    assert call.heads(heads[:1, :1], multiple=8).base is heads.base               # of one: its stride is never used
 
 
 @pytest.mark.parametrize("accumulate", [False, True])

@@ -42,7 +42,8 @@ def add_arguments(parser):
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
     parser.add_argument("--data", metavar="FILE", help="the text for shakespeare, which all leaves out without it")
-    parser.add_argument("--only", metavar="WORDS", help="only the training settings whose name holds WORDS")
+    parser.add_argument("--only", metavar="WORDS", help="only the training settings whose name holds WORDS; gpu: only "
+                        "these of its parts: build,mirror,sanitize,time")
     parser.add_argument("--keep", action="store_true", help="keep the result in minigpt/bench/results, redo the tables")
     parser.add_argument("--out", metavar="FILE", help="gpu: the JSON file to write")
     parser.add_argument("--emulated", action="store_true", help="gpu: tries the program on the emulator")
@@ -61,7 +62,7 @@ def run(args):
         if not args.out:
             raise ValueError("bench gpu: needs a file for what it measures, --out FILE")
         from . import gpu
-        return gpu.run(args.out, args.emulated, _progress)
+        return gpu.run(args.out, args.emulated, args.only, _progress)
     if args.only and args.what not in ("train", "all"):
         raise ValueError(f"bench: --only picks training settings, it means nothing for {args.what}")
     if args.what == "curves":

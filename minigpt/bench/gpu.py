@@ -1,84 +1,89 @@
-"""minigpt bench gpu: everything that only a GPU can say, in one go of about eight minutes, into one JSON file.
+"""minigpt bench gpu: everything that only a GPU can say, in four parts, into one JSON file.
 
-1. builds the kernels for the GPU at hand
-2. runs the mirror's tests on it
-3. runs every rung under compute-sanitizer: memcheck, racecheck and initcheck (gpu_calls.py)
-4. times every rung beside torch, whose backend is named, and holds the results against the targets (gpu_rows.py)
+    build      the kernels, for the GPU at hand
+    mirror     the mirror's tests on it, rung by rung
+    sanitize   every rung under compute-sanitizer: memcheck, racecheck and initcheck (gpu_calls.py)
+    time       every rung beside torch, whose backend is named, held against the targets (gpu_time.py, gpu_rows.py)
 
-The file is written after each step, so that what was measured is kept if a later one fails. With --emulated the same
-steps run on the emulator at tiny sizes, its own checks in the place of compute-sanitizer: that tries this program, and
-its times say nothing about any GPU.
+The file is written after each rung and each row, and read again where it exists: what it holds is not done twice, so a
+run that was stopped goes on where it was, and --only time,sanitize does some parts. Every rung is tried in a process of
+its own, and timed in one that can be replaced: a kernel that hangs, or takes the GPU's context with it, costs itself
+only. With --emulated the same parts run on the emulator at tiny sizes, its own checks in the place of
+compute-sanitizer: that tries this program, and its times say nothing about any GPU.
 """
 
 import datetime
+import hashlib
 import importlib.util
-import math
+import json
+import os
+import queue
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-
-import numpy as np
 
 from .. import nvcc
 from .. import ops as backends
-from . import gpu_rows, write_json
-from .timing import summary
+from . import write_json
+from .gpu_rows import PEERS
 
 REPOSITORY = Path(__file__).parents[2]
-BLOCK = 0.02                               # seconds of GPU time in a block
-BLOCKS = 7                                 # of each variant; their order rotates
-SLOW = 0.3                                 # a call that takes longer is timed once
-LIMIT = 240                                # seconds for a step in a process of its own
-COPY = 2 * 2**30                           # bytes, half read, half written, of the copy that others are held against
+PARTS = ("build", "mirror", "sanitize", "time")
+TOOLS = ("memcheck", "racecheck", "initcheck")
+LIMIT = 150                                # seconds that one rung may take in one process, and one row without a word
+TRIED = [("rmsnorm_forward", None), ("layernorm_forward", "naive")]        # what the emulator is asked to repeat
 
 
-def run(out, emulated, progress):
-    """Does it all, writes `out` and returns the exit code. ValueError, in one line, without a GPU, nvcc or torch."""
-    if importlib.util.find_spec("torch") is None:
-        raise ValueError("bench gpu: needs torch, which is not installed")
+def run(out, emulated, only, progress):
+    """Does it all, or the parts named in `only`, writes `out` and returns the exit code: 0 if all that the file then
+    holds is well. ValueError, in one line, without a GPU or nvcc, or with a file of other sources."""
+    parts = only.split(",") if only else PARTS
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"bench gpu: --only names {unknown[0]!r}, there are {', '.join(PARTS)}")
     if not emulated and not nvcc.seen():
         raise ValueError("bench gpu: there is no GPU here (nvidia-smi lists none); --emulated tries it all without one")
-    if not emulated and not _torch().cuda.is_available():
-        raise ValueError(f"bench gpu: this torch ({_torch().__version__}) was built without CUDA")
-    name, start = "emulated" if emulated else "cuda", time.perf_counter()
-    result = {"date": datetime.date.today().isoformat(), "emulated": emulated}
+    path, start = Path(out), time.perf_counter()
+    result = resumed(path, emulated)
 
-    def keep(step, value):
-        result[step] = value
-        write_json(Path(out), result)
-        progress(f"{time.perf_counter() - start:4.0f} s  {step}" + (f": {value[-1]['work']}" if step == "rows" else ""))
+    def keep(what):
+        write_json(path, result)
+        progress(f"{time.perf_counter() - start:4.0f} s  {what}")
 
-    if not emulated:
-        keep("build", build())
-    keep("machine", machine(emulated))
-    with ThreadPoolExecutor() as pool:     # all at once: nothing is timed yet
-        tests = pool.submit(mirror, name)
-        tools = {tool: pool.submit(sanitize, name, tool)
-                 for tool in (["emulator"] if emulated else ["memcheck", "racecheck", "initcheck"])}
-        keep("mirror", tests.result())
-        keep("sanitizers", {tool: found.result() for tool, found in tools.items()})
-    rows = []
-    for row in measure(name, result["machine"]):
-        rows.append(row)
-        keep("rows", rows)
+    name = "emulated" if emulated else "cuda"
+    if "build" in parts and not emulated:
+        result["build"] = build()
+        keep("build")
+    for part, tasks, do in (("mirror", ["test"], mirror),
+                            ("sanitize", ["emulator"] if emulated else TOOLS, sanitize)):
+        if part in parts:
+            each_rung(name, result.setdefault(part, {}), tasks, do, keep)
+    if "time" in parts:
+        measure(name, result, keep)
     print(terminal(result))
-    steps = [result["mirror"], *result["sanitizers"].values()]
-    failed = [rung for row in rows for rung in row["failed"] if rung not in gpu_rows.PEERS]
-    return 0 if all(step["ok"] for step in steps) and not failed else 1
+    return 0 if succeeded(result) else 1
 
 
-def _torch():
-    """Imported when it is needed: it takes seconds."""
-    import torch
-
-    return torch
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# the steps before anything is timed
+def resumed(path, emulated):
+    """What the file holds, or the beginnings of a new one. ValueError if it is of other sources or another machine."""
+    files = [*(REPOSITORY / "csrc" / "cuda").rglob("*.cu*"), *Path(__file__).parent.glob("gpu*.py")]
+    sources = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
+    fresh = {"date": datetime.date.today().isoformat(), "emulated": emulated, "sources": sources}
+    if not path.exists():
+        return fresh
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        same = all(result[key] == fresh[key] for key in ("emulated", "sources"))
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ValueError(f"bench gpu: {path} holds no results of these sources on this kind of machine; "
+                         "--out must name another file, or one that is not there")
+    return result
 
 
 def build():
@@ -90,150 +95,160 @@ def build():
     return {"architectures": architectures, "nvcc": nvcc.version(nvcc.find()), "seconds": time.perf_counter() - start}
 
 
-def machine(emulated):
-    """What it ran on. On a GPU also the speed of a large copy, in bytes per second, each byte counted twice."""
-    torch = _torch()
-    if emulated:
-        return {"gpu": None, "torch": torch.__version__, "l2": 4096, "copy": None}
-    properties = torch.cuda.get_device_properties(0)
-    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
-    driver, clock, power = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()[0].split(", ")
-    x = torch.zeros(COPY // 2, dtype=torch.uint8, device="cuda")
-    y = torch.empty_like(x)
-    copy = time_calls({"copy": lambda: y.copy_(x)}, torch)["copy"]["median"]
-    return {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": properties.multi_processor_count, "l2": properties.L2_cache_size,
-            "driver": driver, "largest_clock": clock, "power_limit": power, "torch": torch.__version__,
-            "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "copy": COPY / copy}
+# ---------------------------------------------------------------------------------------------------------------
+# mirror and sanitize: a process for each rung, several at a time since nothing is timed
+
+
+def each_rung(name, found, tasks, do, keep):
+    """Calls do(name, task, op, kernel) for all that `found` does not hold as well done, and keeps the answers there."""
+    if why := backends.why_not(name):
+        raise ValueError(f"bench gpu: {why}")
+    ops = backends.load(name)
+    rungs = [(op, kernel) for op in ops._rungs for kernel in ops.kernels.get(op, [None])]
+    rungs = TRIED if name == "emulated" else rungs
+    with ThreadPoolExecutor(max(1, os.cpu_count() // 2)) as pool:
+        jobs = {}
+        for task in tasks:
+            for op, kernel in rungs:
+                label = " ".join(filter(None, (task, op, kernel)))
+                if not found.get(label, {}).get("ok"):
+                    jobs[pool.submit(do, name, task, op, kernel)] = label
+        for job in as_completed(jobs):
+            found[jobs[job]] = job.result()
+            keep(f"{jobs[job]}: {'ok' if job.result()['ok'] else 'FAILED'}")
 
 
 def _process(*command):
-    """Runs a step in a process of its own -> {"ok", "seconds", "says": its last lines}."""
-    start = time.perf_counter()
+    """Runs a command in a process of its own -> {"ok", "seconds", "says": its last lines}."""
+    start, few = time.perf_counter(), {name: "2" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     try:
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT,
+                              env={**os.environ, **few})
         code, says = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired:
         code, says = None, f"stopped after {LIMIT} s"
-    return {"ok": code == 0, "seconds": time.perf_counter() - start, "says": says.splitlines()[-40 if code else -3:]}
+    last = 2 if code == 0 else 40
+    return {"ok": code == 0, "seconds": time.perf_counter() - start, "says": says.splitlines()[-last:]}
 
 
-def mirror(name):
-    """The tests of the backend; on the emulator, which make test covers, only a few."""
-    which = "emulated and rmsnorm_forward" if name == "emulated" else name
-    return _process(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_mirror.py", "-k", which)
+def mirror(name, _, op, kernel):
+    """The tests of one rung."""
+    return _process(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_mirror.py",
+                    "-k", " and ".join(filter(None, (name, op, kernel))))
 
 
-def sanitize(name, tool):
-    calls = [sys.executable, "-m", "minigpt.bench.gpu_calls", name, "20" if tool == "emulator" else "4"]
+def sanitize(name, tool, op, kernel):
+    """Some of the mirror's calls of one rung, watched by a tool of compute-sanitizer or by the emulator."""
+    call = [sys.executable, "-m", "minigpt.bench.gpu_calls", name, op, kernel or ""]
     if tool == "emulator":
-        return _process(*calls)
-    beside_nvcc = Path(nvcc.find()).parent
+        return _process(*call)
+    try:
+        beside_nvcc = Path(nvcc.find()).resolve().parent
+    except nvcc.NoNvcc:
+        beside_nvcc = Path("/usr/local/cuda/bin")
     found = shutil.which("compute-sanitizer", path=f"{beside_nvcc}:{beside_nvcc.parent}/compute-sanitizer") \
         or shutil.which("compute-sanitizer")
     if not found:
         return {"ok": False, "seconds": 0, "says": ["compute-sanitizer is not installed"]}
-    return _process(found, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *calls)
+    return _process(found, "--tool", tool, "--target-processes", "all", "--error-exitcode", "9", "--print-limit", "20",
+                    *call)
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# timing
+# time: one process at a time, which is replaced if it dies or falls silent
 
 
-def time_calls(calls, torch=None):
-    """Times functions that start kernels on torch's current stream, interleaved: {name: function} -> {name: summary}.
-    Without torch the functions are taken to do their work themselves, as they do on the emulator.
-
-    A block is so many calls between two events. Before it the GPU is kept busy for a while, so that the calls are all
-    in its queue when the first begins, and the time it takes Python to start them is not measured.
-    """
-    counts, seconds = {}, {name: [] for name in calls}
-    for name, call in calls.items():
-        call()
-        took = _block(call, 1, torch)
-        seconds[name] = [took] if took > SLOW else []
-        counts[name] = 0 if took > SLOW else min(50, max(1, round(BLOCK / took)))
-    for i in range(BLOCKS):
-        names = list(calls)
-        for name in names[i % len(names):] + names[:i % len(names)]:
-            if counts[name]:
-                seconds[name].append(_block(calls[name], counts[name], torch))
-    return {name: summary(measured, len(measured)) for name, measured in seconds.items()}
-
-
-def _block(call, count, torch):
-    if torch is None:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(400_000 * count)     # cycles: about 0.2 ms for each call
-    begin.record()
-    for _ in range(count):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / count
+def measure(name, result, keep):
+    """Adds to result["rows"] the rows that are not there. A variant during which the process died or hung is noted in
+    result["avoid"] with the reason, and the next process leaves it out."""
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("bench gpu: torch is not installed, beside which kernels are timed")
+    rows, avoid = result.setdefault("rows", []), result.setdefault("avoid", {})
+    while True:
+        doing, why, over = "the machine", None, False
+        for line in _lines(name, {"done": [row["number"] for row in rows], "avoid": avoid}):
+            doing, why, over = line.get("begin", doing), line.get("why", why), over or "over" in line
+            if "machine" in line:
+                result.setdefault("machine", line["machine"])
+                if result["machine"]["gpu"] != line["machine"]["gpu"]:
+                    raise ValueError(f"bench gpu: the file is of a {result['machine']['gpu']}; --out must name another")
+                keep("machine")
+            if "row" in line:
+                rows.append(line["row"] | {"reached": reached(line["row"], result["machine"]["copy"])})
+                keep(line["row"]["work"])
+        if over:
+            return
+        if doing == "the machine" or doing in avoid:
+            raise ValueError(f"bench gpu: the process that measures fails at {doing}: {why}")
+        avoid[doing] = why or "ended the process"
+        keep(f"{doing}: {avoid[doing]}")
 
 
-def measure(name, found):
-    """Yields a dict for each row of gpu_rows: the work and, of each variant, the summary of its times and its error.
-    `failed` has those that do not run, with the reason: a backend of torch that is not for this machine, say."""
-    torch, emulated = _torch(), name == "emulated"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.manual_seed(0)
-    maker = gpu_rows.Maker(backends.load(name), torch, "cpu" if emulated else "cuda", found["l2"])
-    for make in gpu_rows.rows(maker, tiny=emulated):
-        row, calls, errors, failed = make(), {}, {}, {}
-        exact = row.oracle()
-        for variant, prepare in (row.ours | row.peers).items():
-            try:
-                call = prepare()
-                errors[variant] = _error(row.sample(call()), exact)    # the first call is on the oracle's arrays
-                calls[variant] = call
-            except RuntimeError as error:
-                failed[variant] = " ".join(str(error).split())[:200]
-        times = time_calls(calls, None if emulated else torch)
-        entry = {"work": row.work, "op": row.op, "dtype": row.dtype, **row.amount, "must": row.must, "aim": row.aim,
-                 "failed": failed}
-        for side, names in ("ours", row.ours), ("peers", row.peers):
-            entry[side] = {variant: {**times[variant], "error": errors[variant]} for variant in names
-                           if variant in calls}
-        yield entry | {"reached": reached(entry, found["copy"])}
-        del row, make, calls, call                                     # gigabytes
-        if not emulated:
-            torch.cuda.empty_cache()
+def _lines(name, options):
+    """Yields what the process that measures writes, line by line; at the end why, if it failed or fell silent."""
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [sys.executable, "-m", "minigpt.bench.gpu_time", name, json.dumps(options)]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
+        lines = queue.Queue()
+
+        def listen():
+            for line in process.stdout:
+                lines.put(json.loads(line))
+            lines.put(None)
+
+        threading.Thread(target=listen, daemon=True).start()
+        try:
+            while (line := lines.get(timeout=LIMIT)) is not None:
+                yield line
+            if process.wait(LIMIT):
+                errors.seek(0)
+                last = (errors.read().splitlines() or ["no word"])[-1]
+                yield {"why": f"the process ended with code {process.returncode}: {last[:200]}"}
+        except (queue.Empty, subprocess.TimeoutExpired):
+            yield {"why": f"nothing came back for {LIMIT} s"}
+        finally:
+            process.kill()
+            process.wait()
 
 
-def _error(got, exact):
-    """The largest difference from the oracle, as a part of the largest number there; None if that is no number."""
-    worst = max(float(np.abs(gpu_rows.as_float64(x) - y).max()) for x, y in zip(got, exact, strict=True))
-    return worst / max(float(np.abs(x).max()) for x in exact) if math.isfinite(worst) else None
-
-
-def reached(entry, copy):
+def reached(row, copy):
     """{rung: {"FA2": 0.8, "copy": 0.9, "TFLOP/s": 200, "error": 1.0}}: the speed of each rung as a multiple of each
     peer's and of a copy's, and its error as a multiple of the largest peer's; only what could be measured."""
     found = {}
-    for rung, ours in entry["ours"].items():
-        of = {peer: theirs["median"] / ours["median"] for peer, theirs in entry["peers"].items()}
-        if "flops" in entry:
-            of["TFLOP/s"] = entry["flops"] / ours["median"] / 1e12
-        if "bytes" in entry and copy:
-            of["copy"] = entry["bytes"] / ours["median"] / copy
-        theirs = [peer["error"] for peer in entry["peers"].values() if peer["error"]]
+    for rung, ours in row["ours"].items():
+        of = {peer: theirs["median"] / ours["median"] for peer, theirs in row["peers"].items()}
+        if "flops" in row:
+            of["TFLOP/s"] = row["flops"] / ours["median"] / 1e12
+        if "bytes" in row and copy:
+            of["copy"] = row["bytes"] / ours["median"] / copy
+        theirs = [peer["error"] for peer in row["peers"].values() if peer["error"]]
         if theirs and ours["error"] is not None:
             of["error"] = ours["error"] / max(theirs)
         found[rung] = of
     return found
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# what came of it
+
+
+def succeeded(result):
+    """Whether every rung passed, ran, and ran clean; backends of torch may be missing."""
+    answers = [answer["ok"] for part in ("mirror", "sanitize") for answer in result.get(part, {}).values()]
+    return all(answers) and not any(rung not in PEERS for row in result.get("rows", []) for rung in row["failed"]) \
+        and not result.get("avoid")
+
+
 def terminal(result):
     """The result as a table."""
-    lines = [f"{result['machine']['gpu'] or 'emulated: the times say nothing'}, {result['date']}"]
-    for step, value in ("mirror", result["mirror"]), *result["sanitizers"].items():
-        lines.append(f"{step}: {'ok' if value['ok'] else 'FAILED'}  {value['says'][-1] if value['says'] else ''}")
-    for row in result["rows"]:
+    lines = [f"{result.get('machine', {}).get('gpu') or 'no GPU: the times say nothing'}, {result['date']}"]
+    for part in "mirror", "sanitize":
+        answers = result.get(part, {})
+        bad = [label for label, answer in answers.items() if not answer["ok"]]
+        lines.append(f"{part}: {len(answers) - len(bad)} of {len(answers)} ok")
+        lines += [f"  FAILED {label}: {(answers[label]['says'] or ['no word'])[-1]}" for label in bad]
+    lines += [f"not timed: {what}: {why}" for what, why in result.get("avoid", {}).items()]
+    for row in result.get("rows", []):
         lines += ["", f"{row['work']}, {row['dtype']}"]
         lines += [f"  {variant} does not run: {why}" for variant, why in row["failed"].items()]
         for rung, of in row["reached"].items():

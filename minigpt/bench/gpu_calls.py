@@ -1,6 +1,6 @@
-"""python -m minigpt.bench.gpu_calls cuda 4: runs every rung of every op in csrc/cuda on each fourth case of the mirror,
-in every dtype that it takes, for compute-sanitizer to watch. `emulated` instead of `cuda`: the emulator watches by
-itself. The last line says what ran; the exit code is 1 if the emulator found something."""
+"""python -m minigpt.bench.gpu_calls cuda attention_forward tiled: runs one rung on the cases of the mirror, which are
+small, in every dtype that it takes, for compute-sanitizer to watch. `emulated` instead of `cuda`: the emulator watches
+by itself. The last line says what ran; the exit code is 1 if the emulator found something."""
 
 import sys
 from contextlib import nullcontext
@@ -13,29 +13,26 @@ from ..ops.cases import cases
 from ..ops.cuda_call import DTYPES
 
 
-def call_all(ops, every):
-    """Makes the calls; returns [(op, rung, dtype)] of all that were made."""
+def call_rung(ops, op, kernel, every=1):
+    """Makes the calls, or each `every`-th; returns their dtypes."""
     calls = []
-    for op, ladder in ops._rungs.items():
-        some = cases(op)[::every]
-        for name in ops.kernels.get(op, (None,)):
-            for dtype, case in product(DTYPES, some):
-                D = case.arguments["q"].shape[-1] if "q" in case.arguments else 1
-                if any(rung.takes(dtype, D) for rung in ladder if name in (None, rung.name)):
-                    arguments = case.arguments if dtype == "float32" else budget16.stored(case.arguments, dtype)
-                    budget.run(ops, op, arguments, **({} if name is None else {"kernel": name}))
-                    calls.append((op, name, dtype))
+    for dtype, case in product(DTYPES, cases(op)[::every]):
+        D = case.arguments["q"].shape[-1] if "q" in case.arguments else 1
+        if ops.takes(op, kernel, dtype, D):
+            arguments = case.arguments if dtype == "float32" else budget16.stored(case.arguments, dtype)
+            budget.run(ops, op, arguments, **({} if kernel is None else {"kernel": kernel}))
+            calls.append(dtype)
     return calls
 
 
-def main(name, every):
+def main(name, op, kernel):
     with emulator.watch() if name == "emulated" else nullcontext() as report:
-        calls = call_all(backends.load(name), every)
+        calls = call_rung(backends.load(name), op, kernel or None)
     if report is not None and report.findings:
         print(report)
-    print(f"{len(calls)} calls of {len(set(calls))} kernels")
+    print(f"{len(calls)} calls in {', '.join(dict.fromkeys(calls))}")
     return 1 if report is not None and report.findings else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+    sys.exit(main(*sys.argv[1:]))

@@ -15,6 +15,7 @@ from functools import cache, partial
 from itertools import cycle
 
 from ..ops import numpy_ops
+from . import gpu_rows_small as small
 
 PEERS = ("FA2", "cuDNN", "MATH", "torch")  # the first three are backends of its attention
 
@@ -50,6 +51,19 @@ class Maker:
         size = sum(x.numel() * x.element_size() for x in first)
         return [first] + [make() for _ in range(math.ceil(2 * self.l2 / size) - 1)]
 
+    def ids(self, limit, *shape):
+        return self.torch.randint(limit, shape, device=self.device)
+
+    def exact(self, x):
+        """As the oracle takes it."""
+        return as_float64(x)
+
+    def integers(self, x):
+        return x.cpu().numpy()
+
+    def bytes(self, dtype, numbers):
+        return {"bytes": numbers * getattr(self.torch, dtype).itemsize}
+
     def rungs(self, op, dtype, D=1):
         """What to call the rungs that take such arrays, and the kernel= that chooses each."""
         return {rung.name or op: rung.name for rung in self.ops._rungs[op] if rung.takes(dtype, D)}
@@ -59,18 +73,39 @@ class Maker:
         return {name: partial(round_robin, partial(call, rung=rung), sets)
                 for name, rung in self.rungs(op, dtype, D).items()}
 
+    def row(self, op, dtype, what, make, call, peer, oracle, amount, sample=lambda results: [x[:32] for x in results],
+            in_place=False, prepared=False):
+        """A row of one op. make() gives a set of arrays, on which call(*set, rung=name) is ours, peer(*set) torch's (or
+        None), and oracle(*set) the exact results, of the part that `sample` cuts out of the others'. `in_place`: every
+        variant has arrays of its own. `prepared`: peer(sets) gives torch's function and what it is called on."""
+        sets = self.sets(make)
+
+        def own():
+            return [tuple(x.clone() for x in arrays) for arrays in sets] if in_place else sets
+
+        def ours(rung):
+            return round_robin(partial(call, rung=rung), own())
+
+        def theirs():
+            return round_robin(*peer(own())) if prepared else round_robin(peer, own())
+
+        return Row(f"{op.replace('_', ' ')} {what}", op, dtype,
+                   {name: partial(ours, rung) for name, rung in self.rungs(op, dtype).items()},
+                   {"torch": theirs} if peer else {}, lambda: oracle(*sets[0]), sample, amount)
+
     # -----------------------------------------------------------------------------------------------------------
     # attention
 
     def attention(self, direction, dtype, shape, causal, peers, only=None, **targets):
         """shape is (B, H, T, D); peers are names of torch's backends; only, the rungs to time if not all."""
         (B, H, T, D), op, backward = shape, f"attention_{direction}", direction == "backward"
+        saves = "tiled" if dtype == "float32" else "pipelined"         # the rung that prepares the backward pass
 
         def make():
             q, k, v = (self.normal(dtype, *shape) for _ in range(3))
             if not backward:
                 return q, k, v, self.torch.empty_like(q), self.normal("float32", B, H, T)
-            out, lse = self.ops.attention_forward(q, k, v, causal)
+            out, lse = self.ops.attention_forward(q, k, v, causal, kernel=saves)
             return q, k, v, out, lse, self.normal(dtype, *shape), *(self.torch.empty_like(x) for x in (q, k, v))
 
         def forward(q, k, v, out, lse, rung):
@@ -226,5 +261,20 @@ def rows(maker, tiny):
                           aim={"copy": 0.75})
         yield partial(maker.residual_layernorm_forward, BF16, norm_rows, C, must={"copy": 0.82, "torch": 1.8},
                       aim={"copy": 0.92})
+        for row in small.rmsnorm_forward, small.rmsnorm_backward, small.residual_layernorm_backward:
+            yield partial(row, maker, BF16, norm_rows, C)
+    product, wide = ((40, 24, 36), (64, 40)) if tiny else ((4096, 4096, 4096), (32768, 3072))
+    heads, words = ((1, 2, 20, 16), (40, 65)) if tiny else ((8, 32, 4096, 64), (8192, 50257))
+    table, parameters = ((2, 20, 65, 24), 5000) if tiny else ((64, 1024, 50257, 768), 124_000_000)
     for dtype in FP32, BF16:
-        yield partial(maker.linear, dtype, *((8, 24, 40) if tiny else (4096, 4096, 4096)))
+        yield partial(maker.linear, dtype, *product)
+        yield partial(small.linear_backward, maker, dtype, *product)
+        for row in small.gelu_forward, small.gelu_backward, small.swiglu_forward, small.swiglu_backward:
+            yield partial(row, maker, dtype, *wide)
+        for direction in "forward", "backward":
+            yield partial(small.rope, maker, direction, dtype, *heads)
+        for row in small.cross_entropy_forward, small.cross_entropy_backward:
+            yield partial(row, maker, dtype, *words)
+        for row in small.embedding_forward, small.embedding_backward:
+            yield partial(row, maker, dtype, *table)
+        yield partial(small.adamw, maker, dtype, parameters)

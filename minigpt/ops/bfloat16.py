@@ -23,6 +23,15 @@ def to_float32(x):
     return x.astype(np.float32)
 
 
+def as_dtype(x, dtype):
+    """x in another float dtype, BFLOAT16 included; x itself where it is of that one."""
+    if x.dtype == dtype:
+        return x
+    if dtype == BFLOAT16:
+        return to_bfloat16(x)
+    return (to_float32(x) if x.dtype == BFLOAT16 else x).astype(dtype)
+
+
 def dtype_name(dtype) -> str:
     """float32, float16, bfloat16 ..."""
     return "bfloat16" if dtype == BFLOAT16 else np.dtype(dtype).name

@@ -180,7 +180,8 @@ def _attention(rng, backward):
 def _cross_entropy(rng, backward):
     for shape, V, kind in (((1,), 1, ""), ((3,), 5, ""), ((2, 9), 17, "some ignored"), ((65,), 129, "some ignored"),
                            ((257,), 33, "some ignored"), ((4,), 1000, "all ignored"), ((3,), 50257, "some ignored"),
-                           ((17,), 65, "large logits"), ((17,), 65, "logits of -inf")):
+                           ((17,), 65, "large logits"), ((17,), 65, "logits of -inf"),
+                           ((3,), 17, "a row of -inf")):
         logits = numbers(rng, *shape, V, mean=2, spread=3, decades=0.2)
         targets = rng.integers(0, V, shape)
         if "ignored" in kind:
@@ -190,6 +191,8 @@ def _cross_entropy(rng, backward):
         if kind == "logits of -inf":
             logits[np.arange(V) != targets[:, None]] = -np.inf              # all but the target,
             logits[::2, :40] = numbers(rng, len(logits[::2]), 40)           # and in every other row 40 more
+        if kind == "a row of -inf":
+            logits[1] = -np.inf                                             # no softmax: NaN
         arguments = dict(logits=logits, targets=targets)
         if backward:
             lse = numpy_ops.cross_entropy_forward(logits, targets)[1]

@@ -7,6 +7,7 @@ is done. They look at shapes and dtypes only (and at token ids, which index memo
 import numpy as np
 
 from .bfloat16 import dtype_name, is_float
+from .cuda_arrays import owner
 
 STATISTICS = ("mean", "rstd", "lse", "losses", "dloss")       # may be float32 where the other arrays are of 16 bits
 
@@ -107,13 +108,15 @@ def _integers(op, name, x, shape=None):
 
 
 def _in_range(op, name, x, limit, allowed=None):
-    """Every integer of x is in [0, limit), or is `allowed`."""
+    """Every integer of x is in [0, limit), or is `allowed`. A GPU compares its own, and is waited for."""
+    x = owner(x)
     bad = (x < 0) | (x >= limit)
     if allowed is not None:
         bad &= x != allowed
     if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(f"{op}: {name}{list(index)} is {x[index]}, must be in 0 .. {limit - 1}")
+        bad = bad.cpu() if hasattr(bad, "cpu") else bad
+        index = tuple(int(i) for i in np.argwhere(np.asarray(bad))[0])
+        raise ValueError(f"{op}: {name}{list(index)} is {int(x[index])}, must be in 0 .. {limit - 1}")
 
 
 def same_shape(op, out=None, grads=None, **arrays):

@@ -9,6 +9,7 @@ import os
 import numpy as np
 
 from . import check, check_moe
+from .bfloat16 import as_dtype
 
 name = "cpp"
 
@@ -347,13 +348,15 @@ def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_
           master=None):
     check.adamw(param, grad, m, v, step, master, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
                 grad_scale=grad_scale)
-    _float32("adamw", "param", param)
-    if master is not None:
-        raise TypeError("adamw: master must be None in the C++ backend, whose parameters are float32 themselves")
-    results = [_out(x, x.shape) for x in (param, m, v)]
-    _C.adamw(results[0], _in(grad), results[1], results[2], step, lr, beta1, beta2, eps, weight_decay, grad_scale)
-    for result, given in zip(results, (param, m, v), strict=True):
+    weights = param if master is None else master
+    _float32("adamw", "param" if master is None else "master", weights)
+    results = [_out(x, x.shape) for x in (weights, m, v)]
+    _C.adamw(results[0], _in(as_dtype(grad, np.float32)), results[1], results[2], step, lr, beta1, beta2, eps,
+             weight_decay, grad_scale)
+    for result, given in zip(results, (weights, m, v), strict=True):
         _deliver(result, given)
+    if master is not None:
+        param[...] = as_dtype(master, param.dtype)
 
 
 def squared_norm(x):

@@ -108,9 +108,7 @@ class Call:
         if not isinstance(x, np.ndarray):
             return x
         self.machine.refuse(self.op, x)
-        if x.dtype.kind in "iu":          # token ids: check.py looks at them, so they must be in the CPU's memory
-            return x if device(x) is None else owner(x).cpu().numpy()
-        if self.like is None:
+        if self.like is None and x.dtype.kind not in "iu":                        # not token ids
             self.like = x
         return x
 
@@ -142,7 +140,7 @@ class Call:
 
     def heads(self, x, multiple=1):
         """Heads (B, H, T, D) to read, with any strides. Zeros fill D up to a multiple of `multiple`; rows start at such
-        multiples, then, too."""
+        multiples, then, too, and no stride is 0 (a broadcast array): the copy engine's rules."""
         if self._walkable(x, multiple) and x.shape[-1] % multiple == 0:
             return x
         return self._copy(x, _wider(x.shape, multiple), x.dtype)
@@ -174,7 +172,8 @@ class Call:
         contiguous, or what lies between its numbers would be copied too.)"""
         return plain(x) or (self.machine.in_place(x) and x.ctypes.data % ALIGNMENT == 0
                             and (x.strides[-1] == x.itemsize or x.shape[-1] == 1)
-                            and all(stride % (multiple * x.itemsize) == 0 for stride in x.strides[:3]))
+                            and all(stride % (multiple * x.itemsize) == 0 and (multiple == 1 or stride > 0 or n == 1)
+                    for n, stride in zip(x.shape, x.strides[:3], strict=False)))
 
     def _instead(self, given, made):
         if given is not None:

@@ -22,6 +22,7 @@ Bad arguments raise ValueError or TypeError before any work is done (see check.p
 import numpy as np
 
 from . import check
+from .bfloat16 import as_dtype
 from .store import store as _store
 from .store import store_grad as _store_grad
 
@@ -458,14 +459,14 @@ def adamw(param, grad, m, v, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_
     check.adamw(param, grad, m, v, step, master, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
                 grad_scale=grad_scale)
     weights = param if master is None else master
-    g = grad.astype(weights.dtype, copy=False) * grad_scale
+    g = as_dtype(grad, weights.dtype) * grad_scale
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g
     mhat = m / (1 - beta1 ** step)
     vhat = v / (1 - beta2 ** step)
     weights[...] = weights * (1 - lr * weight_decay) - lr * mhat / (np.sqrt(vhat) + eps)
     if master is not None:
-        param[...] = master
+        param[...] = as_dtype(master, param.dtype)
 
 
 def squared_norm(x):

@@ -18,7 +18,7 @@
 //     dq and 1024 D for dk and dv, of float32, from the L2 cache; 14 D FLOPs a pair, 14 to 16 a byte
 // shared memory: 37 KB for dq, 47 KB for dk and dv; 23 and 28 KB for D over 128. Registers: 140 to 254
 // counted: 1 causal head, T 256, D 64: 88,768 sectors of global memory, 94,720 accesses to shared, 0 turns lost
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../scratch.cuh"
 #include "backward.cuh"
 #include "four.cuh"
@@ -104,18 +104,19 @@ __device__ void store_rows(const float (&x)[SLICES][R][4], float scale, Heads<T>
   }
 }
 
-// SLICES cover D; R rows a thread, so that a block owns 16 R. grid (B H, tiles of queries).
+// SLICES cover D; R rows a thread, so that a block owns 16 R. A block is one of tile * B H + head.
 template <class T, int SLICES, int R>
 __global__ __launch_bounds__(THREADS, 2) void dq_tiled(AttentionGradients<T> a, const QueryTerms* terms, bool aligned) {
   constexpr int OWN = 16 * R;
   __shared__ SliceRow q[OWN], dout[OWN], k[OTHER], v[OTHER];
   __shared__ ScoreRow ds[OWN];
   const AttentionShape& shape = a.shape;
-  const int64_t b = blockIdx.x / shape.H, h = blockIdx.x % shape.H, hkv = h / shape.group();
-  const int64_t i0 = int64_t(blockIdx.y) * OWN, last = i0 + OWN < shape.Tq ? i0 + OWN - 1 : shape.Tq - 1;
+  const int heads = shape.B * shape.H, head = blockIdx.x % heads;
+  const int64_t b = head / shape.H, h = head % shape.H, hkv = h / shape.group();
+  const int64_t i0 = int64_t(blockIdx.x / heads) * OWN, last = i0 + OWN < shape.Tq ? i0 + OWN - 1 : shape.Tq - 1;
   const int64_t keys = shape.visible_keys(last);
   const float scale2 = LOG2E * shape.scale;
-  terms += blockIdx.x * padded_queries(shape.Tq) + i0;
+  terms += head * padded_queries(shape.Tq) + i0;
 
   float dq[SLICES][R][4] = {};
   for (int64_t j0 = 0; j0 < keys; j0 += OTHER) {
@@ -153,7 +154,7 @@ __global__ __launch_bounds__(THREADS, 2) void dq_tiled(AttentionGradients<T> a, 
   store_rows(dq, shape.scale, a.dq, b, h, i0, shape.Tq, shape.D, aligned);
 }
 
-// grid (B Hkv, tiles of keys). P and dS are transposed here: a row for each key that the block owns.
+// A block is one of tile * B Hkv + head. P and dS are transposed here: a row for each key that the block owns.
 template <class T, int SLICES, int R>
 __global__ __launch_bounds__(THREADS, 2) void dk_dv_tiled(AttentionGradients<T> a, const QueryTerms* terms,
                                                           bool aligned) {
@@ -161,7 +162,8 @@ __global__ __launch_bounds__(THREADS, 2) void dk_dv_tiled(AttentionGradients<T> 
   __shared__ SliceRow k[OWN], v[OWN], q[OTHER], dout[OTHER];
   __shared__ ScoreRow p[OWN], ds[OWN];
   const AttentionShape& shape = a.shape;
-  const int64_t b = blockIdx.x / shape.Hkv, hkv = blockIdx.x % shape.Hkv, j0 = int64_t(blockIdx.y) * OWN;
+  const int heads = shape.B * shape.Hkv, head = blockIdx.x % heads;
+  const int64_t b = head / shape.Hkv, hkv = head % shape.Hkv, j0 = int64_t(blockIdx.x / heads) * OWN;
   const float scale2 = LOG2E * shape.scale;
 
   float dk[SLICES][R][4] = {}, dv[SLICES][R][4] = {};
@@ -214,8 +216,8 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   if (!terms.data) return;
   compute_query_terms(a, terms.data, stream);
   const bool aligned = rows_aligned(a.dq, 4) && rows_aligned(a.dk, 4) && rows_aligned(a.dv, 4);
-  const dim3 of_queries(shape.B * shape.H, (shape.Tq + OWN - 1) / OWN);
-  const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN);
+  const int64_t of_queries = (shape.Tq + OWN - 1) / OWN * shape.B * shape.H;
+  const int64_t of_keys = (shape.Tk + OWN - 1) / OWN * shape.B * shape.Hkv;
   dq_tiled<T, SLICES, R><<<of_queries, THREADS, 0, stream>>>(a, terms.data, aligned);
   dk_dv_tiled<T, SLICES, R><<<of_keys, THREADS, 0, stream>>>(a, terms.data, aligned);
 }

@@ -25,13 +25,13 @@
 // moved: a pair of tiles reads 4 D bytes for each of its others, from the L2 cache: 96 FLOPs a byte for dq, 128 for dk
 //     and dv; 14 D FLOPs a pair (6 D for dq)
 // shared memory: 48 KB for dq, 49 for dk and dv; for D over 64, with tiles of 32 others instead of 64, 64 and 64.5 KB.
-//     Registers: 159 and 168, three blocks a multiprocessor; for D over 64 166, and 244 with two blocks
+//     Registers: 160 and 168, three blocks a multiprocessor; for D over 64 168, and 240 with two blocks
 // counted: 1 causal head, T 256, D 64: 23,520 sectors of global memory, 8,586 accesses to shared, 0 turns lost
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../scratch.cuh"
-#include "backward_mma.cuh"
+#include "backward_keys.cuh"
 
-// Queries are owned: the rows of S, P and dS. grid (B H, tiles of queries).
+// Queries are owned: the rows of S, P and dS. A block is one of tile * B H + head.
 template <int D, int OTHER, class T>
 __global__ __launch_bounds__(THREADS, 3) void dq_tensor_cores(AttentionGradients<T> a, const QueryTerms* terms,
                                                               bool aligned) {
@@ -40,13 +40,15 @@ __global__ __launch_bounds__(THREADS, 3) void dq_tensor_cores(AttentionGradients
   T* const dout = q + OWN * D;                // OWN rows
   T* const stages = dout + OWN * D;           // twice OTHER rows of k and OTHER of v
   const AttentionShape& shape = a.shape;
-  const int64_t b = blockIdx.x / shape.H, h = blockIdx.x % shape.H, hkv = h / shape.group();
-  const int64_t i0 = int64_t(gridDim.y - 1 - blockIdx.y) * OWN;  // the last queries first: they see the most keys
+  const int heads = shape.B * shape.H, head = blockIdx.x % heads;
+  const int64_t b = head / shape.H, h = head % shape.H, hkv = h / shape.group();
+  const int64_t i0 =
+      int64_t(gridDim.x / heads - 1 - blockIdx.x / heads) * OWN;  // the last queries first: they see the most keys
   const int64_t keys = shape.visible_keys(i0 + OWN < shape.Tq ? i0 + OWN - 1 : shape.Tq - 1);
   const int64_t unmasked = shape.visible_keys(i0);  // keys that every query of the tile sees
   const int tiles = (keys + OTHER - 1) / OTHER, g = 16 * warp() + lane() / 4, t = lane() % 4;
   const float scale2 = LOG2E * shape.scale;
-  terms += blockIdx.x * padded_queries(shape.Tq) + i0;
+  terms += head * padded_queries(shape.Tq) + i0;
   const QueryTerms of_i[2] = {terms[g], terms[g + 8]};  // of the two rows that this lane has numbers of
 
   auto load = [&](int n) {
@@ -102,89 +104,16 @@ __global__ __launch_bounds__(THREADS, 3) void dq_tensor_cores(AttentionGradients
   store_rows<D>(dq, shape.scale, a.dq, b, h, i0 + 16 * warp(), shape.Tq, shape.D, aligned);
 }
 
-// Keys are owned: a row of the tile is a key, a column a query. grid (B Hkv, tiles of keys).
 template <int D, int OTHER, class T>
 __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dk_dv_tensor_cores(AttentionGradients<T> a,
                                                                                const QueryTerms* terms, bool aligned) {
-  constexpr int STAGE = 2 * OTHER * D + OTHER * sizeof(QueryTerms) / sizeof(T);  // q, dout, terms
   extern __shared__ uint4 shared[];
-  T* const k = reinterpret_cast<T*>(shared);  // OWN rows
-  T* const v = k + OWN * D;                   // OWN rows
-  T* const stages = v + OWN * D;              // twice OTHER rows of q, of dout, and of terms
-  const AttentionShape& shape = a.shape;
-  const int64_t b = blockIdx.x / shape.Hkv, hkv = blockIdx.x % shape.Hkv, j0 = int64_t(blockIdx.y) * OWN;
-  const int unmasked = shape.first_query(j0 + OWN - 1);  // queries from here on see every key of the tile
-  const int first = shape.first_query(j0) / OTHER, tiles_a_head = (shape.Tq + OTHER - 1) / OTHER - first;
-  const int tiles = tiles_a_head * shape.group(), g = 16 * warp() + lane() / 4, t = lane() % 4;
-  const int seen_from[2] = {int(shape.first_query(j0 + g)), int(shape.first_query(j0 + g + 8))};
-  const float scale2 = LOG2E * shape.scale;
-
-  auto load = [&](int n) {
-    T* q = stages + n % 2 * STAGE;
-    T* dout = q + OTHER * D;
-    const int64_t h = hkv * shape.group() + n / tiles_a_head;
-    const int i0 = (first + n % tiles_a_head) * OTHER;
-    load_tile<OTHER, D>(q, a.q, b, h, i0, shape.Tq, shape.D, aligned);
-    load_tile<OTHER, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, aligned);
-    if (threadIdx.x < OTHER / 2) {  // two queries' terms are 16 bytes
-      cp_async_16(dout + OTHER * D + 8 * threadIdx.x,
-                  terms + (b * shape.H + h) * padded_queries(shape.Tq) + i0 + 2 * threadIdx.x, 16);
-    }
-  };
-  load_tile<OWN, D>(k, a.k, b, hkv, j0, shape.Tk, shape.D, aligned);
-  load_tile<OWN, D>(v, a.v, b, hkv, j0, shape.Tk, shape.D, aligned);
-  load(0);
-  cp_async_commit();
-
-  float dk[D / 8][4] = {}, dv[D / 8][4] = {};
-  for (int n = 0; n < tiles; n++) {
-    cp_async_wait<0>();
-    __syncthreads();  // this tile is here, and everybody has done with the one before
-    if (n + 1 < tiles) {
-      load(n + 1);
-      cp_async_commit();
-    }
-    const T* q = stages + n % 2 * STAGE;
-    const T* dout = q + OTHER * D;
-    const QueryTerms* of = reinterpret_cast<const QueryTerms*>(dout + OTHER * D);
-    const int i0 = (first + n % tiles_a_head) * OTHER;
-
-    float s[OTHER / 8][4] = {}, dp[OTHER / 8][4] = {};
-    uint32_t left[OTHER / 16][4];
-    multiply_rows<D, OTHER>(s, k, 16 * warp(), q);  // S^T = K Q^T, without the scale
-#pragma unroll
-    for (int m = 0; m < OTHER / 8; m++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) s[m][e] = exp2_approx(scale2 * s[m][e] - of[8 * m + 2 * t + e % 2].lse2);
-    }  // P^T = exp(S^T - lse)
-    if (i0 < unmasked || i0 + OTHER > shape.Tq) {  // a query past the end is all 0, but 0 times infinity is NaN
-#pragma unroll
-      for (int m = 0; m < OTHER / 8; m++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const int i = i0 + 8 * m + 2 * t + e % 2;
-          if (i < seen_from[e / 2] || i >= shape.Tq) s[m][e] = 0;
-        }
-      }
-    }
-    to_a<T>(left, s);
-    multiply<D, OTHER>(dv, left, dout);                 // dV += P^T dO
-    multiply_rows<D, OTHER>(dp, v, 16 * warp(), dout);  // dP^T = V dO^T
-#pragma unroll
-    for (int m = 0; m < OTHER / 8; m++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) s[m][e] *= dp[m][e] - of[8 * m + 2 * t + e % 2].delta;  // dS = P * (dP - delta)
-    }
-    to_a<T>(left, s);
-    multiply<D, OTHER>(dk, left, q);  // dK += dS^T Q
-  }
-  store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
-  store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
+  gradients_of_keys<D, OTHER>(a, terms, aligned, reinterpret_cast<T*>(shared), [](auto&, int64_t, int) {});
 }
 
 template <int D, int OTHER, class T>
 static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
-  constexpr int TILES = (2 * OWN + 4 * OTHER) * D * sizeof(T), TERMS = 2 * OTHER * sizeof(QueryTerms);
+  constexpr int OF_QUERIES = (2 * OWN + 4 * OTHER) * D * sizeof(T), OF_KEYS = SHARED<D, OTHER, T> * sizeof(T);
   const AttentionShape& shape = a.shape;
   const Scratch<QueryTerms> terms(shape.B * shape.H * padded_queries(shape.Tq), stream);
   if (!terms.data) return;
@@ -192,12 +121,12 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   const bool aligned = in_chunks(a);
   auto dq = dq_tensor_cores<D, OTHER, T>;
   auto dk_dv = dk_dv_tensor_cores<D, OTHER, T>;
-  cudaFuncSetAttribute(dq, cudaFuncAttributeMaxDynamicSharedMemorySize, TILES);
-  cudaFuncSetAttribute(dk_dv, cudaFuncAttributeMaxDynamicSharedMemorySize, TILES + TERMS);
-  const dim3 of_queries(shape.B * shape.H, (shape.Tq + OWN - 1) / OWN);
-  const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN);
-  dq<<<of_queries, THREADS, TILES, stream>>>(a, terms.data, aligned);
-  dk_dv<<<of_keys, THREADS, TILES + TERMS, stream>>>(a, terms.data, aligned);
+  cudaFuncSetAttribute(dq, cudaFuncAttributeMaxDynamicSharedMemorySize, OF_QUERIES);
+  cudaFuncSetAttribute(dk_dv, cudaFuncAttributeMaxDynamicSharedMemorySize, OF_KEYS);
+  const int64_t of_queries = (shape.Tq + OWN - 1) / OWN * shape.B * shape.H;
+  const int64_t of_keys = (shape.Tk + OWN - 1) / OWN * shape.B * shape.Hkv;
+  dq<<<of_queries, THREADS, OF_QUERIES, stream>>>(a, terms.data, aligned);
+  dk_dv<<<of_keys, THREADS, OF_KEYS, stream>>>(a, terms.data, aligned);
 }
 
 extern "C" void attention_backward_tensor_cores(

@@ -1,8 +1,8 @@
 // All three gradients in one kernel, five products instead of seven: the price of determinism, seen from the other side.
-// The kernel is that of dk and dv from the rung before. It has dS of its 64 keys at hand, so it multiplies it with K at
-// once, and adds the result to dq. But a query's dq is a sum over all tiles of keys, each in another block: they add
-// with atomicAdd, in whatever order they come. Float addition is not associative, so dq differs in its last bits from
-// run to run; dk and dv, with one owner each, do not.
+// The kernel is that of dk and dv from the rung before (backward_keys.cuh). It has dS of its 64 keys at hand, so it
+// multiplies it with K at once, and adds the result to dq. But a query's dq is a sum over all tiles of keys, each in
+// another block: they add with atomicAdd, in whatever order they come. Float addition is not associative, so dq differs
+// in its last bits from run to run; dk and dv, with one owner each, do not.
 //
 //              32 queries                   D columns
 //            +------------+               +-----+-----+         dS^T lies in the registers of four warps, 16 keys in
@@ -16,11 +16,11 @@
 // takes: bfloat16, float16; D up to 128; not deterministic; needs sm_80
 // moved: what dk and dv read in the rung before, and 4 D bytes of additions in the L2 cache for each query and each tile
 //     of 64 keys; then dq once more, to be scaled and rounded. 10 D FLOPs a pair, where the rung before has 14 D
-// shared memory: 40.5 KB, 72.5 KB for D over 64. Registers: 168 and 244. Scratch memory: B H Tq D floats
+// shared memory: 40.5 KB, 72.5 KB for D over 64. Registers: 168 and 246. Scratch memory: B H Tq D floats
 // counted: 1 causal head, T 256, D 64: 27,552 sectors of global memory, 7,828 accesses to shared, 0 turns lost
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../scratch.cuh"
-#include "backward_mma.cuh"
+#include "backward_keys.cuh"
 
 constexpr int OTHER = 32;   // queries in a tile
 constexpr int DS_ROW = 64;  // numbers from one row of the tile of dS^T to the next, of which half are used: swizzle.cuh
@@ -64,90 +64,19 @@ __device__ void add_to_dq(float* dq, const T* ds, const T* k) {
   }
 }
 
-// grid (B Hkv, tiles of keys). dq_sum is (B, H, padded queries, D) floats, 0 at first.
+// dq_sum is (B, H, padded queries, D) floats, 0 at first.
 template <int D, class T>
 __global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void all_gradients(AttentionGradients<T> a,
                                                                           const QueryTerms* terms, float* dq_sum,
                                                                           bool aligned) {
-  constexpr int STAGE = 2 * OTHER * D + OTHER * sizeof(QueryTerms) / sizeof(T);  // q, dout, terms
   extern __shared__ uint4 shared[];
-  T* const k = reinterpret_cast<T*>(shared);  // OWN rows
-  T* const v = k + OWN * D;                   // OWN rows
-  T* const stages = v + OWN * D;              // twice OTHER rows of q, of dout, and of terms
-  T* const ds = stages + 2 * STAGE;           // dS^T: OWN rows of DS_ROW numbers, swizzled as all tiles are
-  const AttentionShape& shape = a.shape;
-  const int64_t b = blockIdx.x / shape.Hkv, hkv = blockIdx.x % shape.Hkv, j0 = int64_t(blockIdx.y) * OWN;
-  const int unmasked = shape.first_query(j0 + OWN - 1);  // queries from here on see every key of the tile
-  const int first = shape.first_query(j0) / OTHER, tiles_a_head = (shape.Tq + OTHER - 1) / OTHER - first;
-  const int tiles = tiles_a_head * shape.group(), g = 16 * warp() + lane() / 4, t = lane() % 4;
-  const int seen_from[2] = {int(shape.first_query(j0 + g)), int(shape.first_query(j0 + g + 8))};
-  const float scale2 = LOG2E * shape.scale;
-
-  auto load = [&](int n) {
-    T* q = stages + n % 2 * STAGE;
-    T* dout = q + OTHER * D;
-    const int64_t h = hkv * shape.group() + n / tiles_a_head;
-    const int i0 = (first + n % tiles_a_head) * OTHER;
-    load_tile<OTHER, D>(q, a.q, b, h, i0, shape.Tq, shape.D, aligned);
-    load_tile<OTHER, D>(dout, a.dout, b, h, i0, shape.Tq, shape.D, aligned);
-    if (threadIdx.x < OTHER / 2) {  // two queries' terms are 16 bytes
-      cp_async_16(dout + OTHER * D + 8 * threadIdx.x,
-                  terms + (b * shape.H + h) * padded_queries(shape.Tq) + i0 + 2 * threadIdx.x, 16);
-    }
-  };
-  load_tile<OWN, D>(k, a.k, b, hkv, j0, shape.Tk, shape.D, aligned);
-  load_tile<OWN, D>(v, a.v, b, hkv, j0, shape.Tk, shape.D, aligned);
-  load(0);
-  cp_async_commit();
-
-  float dk[D / 8][4] = {}, dv[D / 8][4] = {};
-  for (int n = 0; n < tiles; n++) {
-    cp_async_wait<0>();
-    __syncthreads();  // this tile is here, and everybody has done with the one before, and with its dS
-    if (n + 1 < tiles) {
-      load(n + 1);
-      cp_async_commit();
-    }
-    const T* q = stages + n % 2 * STAGE;
-    const T* dout = q + OTHER * D;
-    const QueryTerms* of = reinterpret_cast<const QueryTerms*>(dout + OTHER * D);
-    const int64_t h = hkv * shape.group() + n / tiles_a_head;
-    const int i0 = (first + n % tiles_a_head) * OTHER;
-
-    float s[OTHER / 8][4] = {}, dp[OTHER / 8][4] = {};
-    uint32_t left[OTHER / 16][4];
-    multiply_rows<D, OTHER>(s, k, 16 * warp(), q);  // S^T = K Q^T, without the scale
-#pragma unroll
-    for (int m = 0; m < OTHER / 8; m++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) s[m][e] = exp2_approx(scale2 * s[m][e] - of[8 * m + 2 * t + e % 2].lse2);
-    }  // P^T = exp(S^T - lse)
-    if (i0 < unmasked || i0 + OTHER > shape.Tq) {  // a query past the end is all 0, but 0 times infinity is NaN
-#pragma unroll
-      for (int m = 0; m < OTHER / 8; m++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const int i = i0 + 8 * m + 2 * t + e % 2;
-          if (i < seen_from[e / 2] || i >= shape.Tq) s[m][e] = 0;
-        }
-      }
-    }
-    to_a<T>(left, s);
-    multiply<D, OTHER>(dv, left, dout);                 // dV += P^T dO
-    multiply_rows<D, OTHER>(dp, v, 16 * warp(), dout);  // dP^T = V dO^T
-#pragma unroll
-    for (int m = 0; m < OTHER / 8; m++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) s[m][e] *= dp[m][e] - of[8 * m + 2 * t + e % 2].delta;  // dS = P * (dP - delta)
-    }
-    to_a<T>(left, s);
-    to_tile(ds, left);
-    multiply<D, OTHER>(dk, left, q);                                                        // dK += dS^T Q
-    __syncthreads();                                                                        // dS is here
-    add_to_dq<D>(dq_sum + ((b * shape.H + h) * padded_queries(shape.Tq) + i0) * D, ds, k);  // dQ += dS K
-  }
-  store_rows<D>(dk, shape.scale, a.dk, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
-  store_rows<D>(dv, 1.0f, a.dv, b, hkv, j0 + 16 * warp(), shape.Tk, shape.D, aligned);
+  T* const k = reinterpret_cast<T*>(shared);
+  T* const ds = k + SHARED<D, OTHER, T>;  // dS^T: OWN rows of DS_ROW numbers, swizzled as all tiles are
+  gradients_of_keys<D, OTHER>(a, terms, aligned, k, [&](auto& of_warp, int64_t head, int i0) {
+    to_tile(ds, of_warp);
+    __syncthreads();  // dS is here; the barrier of the next tile comes before it is overwritten
+    add_to_dq<D>(dq_sum + (head * padded_queries(a.shape.Tq) + i0) * D, ds, k);  // dQ += dS K
+  });
 }
 
 // One warp a query of the padded ones, eight a block.
@@ -162,7 +91,7 @@ __global__ void round_dq(AttentionGradients<T> a, const float* dq_sum) {
 
 template <int D, class T>
 static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
-  constexpr int SHARED = ((2 * OWN + 4 * OTHER) * D + OWN * DS_ROW) * sizeof(T) + 2 * OTHER * sizeof(QueryTerms);
+  constexpr int BYTES = (SHARED<D, OTHER, T> + OWN * DS_ROW) * sizeof(T);
   const AttentionShape& shape = a.shape;
   const int64_t queries = shape.B * shape.H * padded_queries(shape.Tq);
   const Scratch<QueryTerms> terms(queries, stream);
@@ -172,9 +101,9 @@ static void launch(const AttentionGradients<T>& a, cudaStream_t stream) {
   compute_query_terms(a, terms.data, stream);
   const bool aligned = in_chunks(a);
   auto kernel = all_gradients<D, T>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED);
-  const dim3 of_keys(shape.B * shape.Hkv, (shape.Tk + OWN - 1) / OWN);
-  kernel<<<of_keys, THREADS, SHARED, stream>>>(a, terms.data, dq_sum.data, aligned);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+  const int64_t of_keys = (shape.Tk + OWN - 1) / OWN * shape.B * shape.Hkv;
+  kernel<<<of_keys, THREADS, BYTES, stream>>>(a, terms.data, dq_sum.data, aligned);
   round_dq<D><<<queries / 8, dim3(32, 8), 0, stream>>>(a, dq_sum.data);
 }
 

@@ -9,7 +9,7 @@
 //
 // moved: 4 Tq Tk (2 D + 6) bytes a head and little reuse but what the caches find; 4 Tq Tk D FLOPs (causal: half)
 // counted: 1 causal head, T 256, D 64: 2,645,920 sectors of global memory, no shared
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../scratch.cuh"
 #include "stored_scores.cuh"
 

@@ -14,7 +14,7 @@
 //
 // moved: as before, but a read of the scores less, and in whole lines. The scores and values kernels are unchanged.
 // counted: 1 causal head, T 256, D 64: 2,527,232 sectors of global memory, no shared
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../scratch.cuh"
 #include "stored_scores.cuh"
 

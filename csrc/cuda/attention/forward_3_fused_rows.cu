@@ -14,7 +14,7 @@
 // moved: 4 Tq Tk D bytes a head in 16 bits, 8 in float32, mostly out of the L2 cache (causal: half); 4 Tq Tk D FLOPs
 // takes: float32, bfloat16, float16; D up to 256
 // counted: 1 causal head, T 256, D 64: 530,688 sectors of global memory, no shared
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "forward.cuh"
 
 constexpr int WARPS = 4;  // a block

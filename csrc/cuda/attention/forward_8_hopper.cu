@@ -27,7 +27,8 @@
 // takes: bfloat16, float16; D in multiples of 8, up to 128; needs sm_90a
 // moved: 2 Tq Tk D / 128 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
 // a block: 64 KB of shared memory for D up to 64, else 128 KB; 168 registers a thread, moved to 24 and 240; no spills
-// measured: (none yet)
+// counted: nothing, the emulator does not run it
+// measured: not yet run on a GPU
 #include "../ptx_hopper.cuh"
 #include "fragments.cuh"
 
@@ -153,7 +154,8 @@ __global__ __launch_bounds__(THREADS, 1) void attend(AttentionForward<T> a, cons
 }
 
 // What TMA has to know of K or V: four dimensions, innermost first, their distances in bytes, and the box to fetch.
-// False if the driver does not want it: rows must start at multiples of 16 bytes.
+// False if the driver does not want it: the address and the distances must be multiples of 16 bytes, and no distance 0,
+// as those of broadcast heads are (cuda_call.py copies such); a dimension of one number has no distance, so any will do.
 template <class T>
 static bool make_map(CUtensorMap* map, CUtensorMapDataType type, const Heads<const T>& x, const AttentionShape& shape) {
   static void* const encode = [] {  // a function of the driver, found at run time so that nothing is linked to libcuda

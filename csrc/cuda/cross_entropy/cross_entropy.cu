@@ -8,7 +8,7 @@
 // up to the first multiple of 16 bytes one by one, then by packs, then the rest one by one.
 // moved: forward 4 bytes and about 15 FLOPs a number (float32), backward 8 bytes and 15 FLOPs; half of the bytes in 16
 //     bits; 32 registers
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../launch.cuh"
 #include "../pack.cuh"
 #include "../reduce.cuh"
@@ -44,8 +44,9 @@ __global__ void __launch_bounds__(THREADS)
     m = m_new;
   });
   const float largest = block_max(m, slots[0]);
-  const float log_sum = logf(block_sum(l * expf(m - largest), slots[1]));
+  const float sum = block_sum(l * expf(m - largest), slots[1]);
   if (threadIdx.x > 0) return;
+  const float log_sum = sum == 0 ? NAN : logf(sum);  // 0: all are -inf, of which there is no softmax
   const int64_t target = targets[blockIdx.x];
   lse[blockIdx.x] = largest + log_sum;
   losses[blockIdx.x] = target == ignore_index ? 0 : log_sum + (largest - to_float(row[target]));

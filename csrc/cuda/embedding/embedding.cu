@@ -7,7 +7,7 @@
 // rows. In a batch of nothing but one token the blocks of one row do all the work.
 // moved: forward 12 bytes and 1 FLOP a number (float32), backward 8 to 16 bytes and 2 FLOPs; half of the bytes in 16
 //     bits; up to 32 registers
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../launch.cuh"
 #include "../pack.cuh"
 #include "../reduce.cuh"

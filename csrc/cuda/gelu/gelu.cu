@@ -1,7 +1,7 @@
 // gelu: one pack of 16 bytes a thread, in registers from load to store. The simplest kernel here: nothing is shared.
 // moved: forward 8 bytes and about 15 FLOPs a number (float32), backward 12 bytes and 25 FLOPs; half of the bytes in 16
 //     bits; up to 31 registers
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../activation.cuh"
 #include "../launch.cuh"
 #include "../pack.cuh"

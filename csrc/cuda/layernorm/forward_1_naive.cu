@@ -5,7 +5,7 @@
 // A row is read three times: mean, variance, result; and there are only as many threads as rows.
 // moved: 16 bytes (float32), in sectors up to 8 times as many, and 7 FLOPs a number; 32 registers
 // counted: 64 rows, C 768, float32: 199,696 sectors of global memory, no shared
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include <cmath>
 
 #include "../launch.cuh"

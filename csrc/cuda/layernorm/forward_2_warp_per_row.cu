@@ -7,7 +7,7 @@
 // in the L1 cache.
 // moved: 8 bytes and 7 FLOPs a number (float32); 32 registers
 // counted: 64 rows, C 768, float32: 36,992 sectors of global memory, no shared
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include <cmath>
 
 #include "../launch.cuh"

@@ -6,7 +6,7 @@
 // in shared memory. weight and bias are the same for all rows and come from the L1 cache.
 // moved: 8 bytes and 7 FLOPs a number (float32; 4 bytes in 16 bits); up to 96 registers
 // counted: 64 rows, C 768, float32: 24,704 sectors of global memory, no shared
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "row.cuh"
 
 template <class T, int N>

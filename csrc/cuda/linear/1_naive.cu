@@ -5,7 +5,7 @@
 // coalesced; in the forward product they are rows of the weight, K numbers apart.
 // moved: 8 I J R bytes (float32) through the caches for 2 I J R FLOPs; 32 registers
 // counted: I = J = R = 256, float32: 17,309,696 sectors of global memory, no shared
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "linear.cuh"
 
 template <class T>
@@ -14,7 +14,7 @@ __global__ void linear_naive_kernel(Product<T> p) {
   if (i >= p.I) return;
   float sum = 0;
   for (int64_t r = 0; r < p.R; r++) sum += p.a(i, r) * p.b(r, j);
-  p.put(i, j, sum);
+  p.template put<1>(i, j, {sum});
 }
 
 template <class T>

@@ -11,6 +11,7 @@
 #pragma once
 #include "../activation.cuh"
 #include "../launch.cuh"
+#include "../pack.cuh"
 
 template <class T>
 struct Matrix {
@@ -37,13 +38,25 @@ struct Product {
   const T* bias;    // (J), or null
   T* activated;     // gelu(c), or null
 
-  __device__ void put(int64_t i, int64_t j, float sum) const {
+  // The columns j .. j + N - 1 of row i, j a multiple of N: together where all rows begin at such multiples.
+  template <int N>
+  __device__ void put(int64_t i, int64_t j, const float (&sums)[N]) const {
     if (i >= I || j >= J) return;
-    T& result = c[i * J + j];
-    if (bias) sum += to_float(bias[j]);
-    if (accumulate) sum += to_float(result);
-    result = from_float<T>(sum);
-    if (activated) activated[i * J + j] = from_float<T>(gelu(to_float(result)));
+    if (J % N == 0) return put_pack(i, j, sums);
+    for (int k = 0; k < N && j + k < J; k++) put_pack<1>(i, j + k, {sums[k]});
+  }
+
+  template <int N>
+  __device__ void put_pack(int64_t i, int64_t j, const float (&sums)[N]) const {
+    using P = Pack<T, N>;
+    P result = {}, active = {};
+    if (accumulate) result = *(const P*)(c + i * J + j);
+    for (int k = 0; k < N; k++) {
+      result.set(k, sums[k] + (bias ? to_float(bias[j + k]) : 0) + (accumulate ? result[k] : 0));
+      if (activated) active.set(k, gelu(result[k]));
+    }
+    *(P*)(c + i * J + j) = result;
+    if (activated) *(P*)(activated + i * J + j) = active;
   }
 };
 

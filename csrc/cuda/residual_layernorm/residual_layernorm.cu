@@ -6,7 +6,7 @@
 // that comes along the residual stream added to dx.
 // moved: forward 16 bytes (instead of 20) and 8 FLOPs a number (float32), backward 16 (instead of 24) and 16 FLOPs;
 //     half of the bytes in 16 bits; forward up to 122 registers, backward 128
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../layernorm/partials.cuh"
 #include "../layernorm/row.cuh"
 

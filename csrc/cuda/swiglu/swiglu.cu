@@ -1,7 +1,7 @@
 // swiglu: as gelu, one pack of 16 bytes a thread.
 // moved: forward 12 bytes and about 10 FLOPs a number (float32), backward 20 bytes and 15 FLOPs; half of the bytes in
 //     16 bits; up to 39 registers
-// measured: (none yet)
+// measured: not yet run on a GPU
 #include "../activation.cuh"
 #include "../launch.cuh"
 #include "../pack.cuh"
