@@ -232,7 +232,7 @@ MOE_SHAPES = (
 def _moe(rng, op):
     """Biases as large as the scores themselves, so that who is chosen and with which gate are different questions."""
     for i, (N, E, k, gate, normalize, scale, groups, active_groups, C, F) in enumerate(MOE_SHAPES):
-        logits, bias = rng.normal(0.3, 1.5, (N, E)).astype(np.float32), rng.normal(0, 0.3, E).astype(np.float32)
+        logits, bias = rng.normal(0.3, 0.8, (N, E)).astype(np.float32), rng.normal(0, 0.3, E).astype(np.float32)
         options = dict(gate=gate, normalize=normalize, scale=scale)
         arguments = dict(logits=logits, k=k, bias=bias if i % 3 else None, **options, groups=groups,
                          active_groups=active_groups)
