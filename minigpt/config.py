@@ -56,6 +56,7 @@ class ModelConfig:
     n_expert_group: int = 1             # a token first chooses groups of experts ...
     n_expert_group_active: int = 1      # ... so many, and its experts from these
     router_bias: bool = False           # added to the scores for the choice alone, moved by the load (aux-loss-free)
+    router_bias_rate: float = 0.001     # how far a step of training moves it
     router_aux_loss: float = 0.0        # coefficient of the auxiliary loss that balances the load (Switch Transformer)
     router_z_loss: float = 0.0          # coefficient of the loss that keeps the router's logits small (ST-MoE)
 
@@ -77,7 +78,7 @@ class ModelConfig:
         for field in ("norm_eps", "rope_base", "route_scale"):
             if not self._is_positive(field):
                 raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be a positive number")
-        for field in ("router_aux_loss", "router_z_loss"):
+        for field in ("router_bias_rate", "router_aux_loss", "router_z_loss"):
             if getattr(self, field) != 0 and not self._is_positive(field):
                 raise ValueError(f"ModelConfig: {field} is {getattr(self, field)!r}, must be a number of 0 or more")
         if self.n_embd % self.n_head:

@@ -77,8 +77,9 @@ def _count(model, name, logits, experts, offsets):
         model.router_loss += config.router_aux_loss * float(balance) + config.router_z_loss * float(z)
 
 
-def balance_experts(model, rate):
-    """Moves every router's bias by `rate` towards an even load of the tokens counted since zero_grad()."""
+def balance_experts(model):
+    """Moves every router's bias by router_bias_rate towards an even load of the tokens counted since zero_grad()."""
+    rate = model.config.router_bias_rate
     for layer, counts in model.expert_counts.items():
         bias = model.params.get(layer + ".router.bias")
         if bias is not None:

@@ -5,7 +5,7 @@
     gradients(micro_batches)        -> loss, norm: the mean loss over all targets of all micro-batches, and the length
                                     of its gradient, which the engine keeps
     step(number, lr, grad_scale)    moves the weights along that gradient times grad_scale; `number` counts from 1
-    figures()                       {name: number} to log beside the loss
+    figures()                       {name: number or list} to log beside the loss
     sum_of_losses(tokens, targets)  for evaluation: over one batch, a float
     is_finite()                     whether all weights are finite numbers
     save(folder, tokenizer)         the model's files, and optimizer.safetensors with the moments m.<name> and v.<name>
@@ -24,6 +24,7 @@ import numpy as np
 from ..files import load_pretrained
 from ..files.safetensors import SafeTensors, write_safetensors
 from ..model import GPT
+from ..moe import balance_experts, expert_load
 from .optimizer import AdamW, global_norm
 
 IGNORED = -100  # the target of a position that does not count
@@ -72,9 +73,11 @@ class OpsEngine:
 
     def step(self, number, lr, grad_scale):
         self.optimizer.step(self.model.grads, number, lr, grad_scale)
+        balance_experts(self.model)
 
     def figures(self):
-        return {}
+        load = expert_load(self.model)
+        return {"expert_load": load} if load else {}
 
     def sum_of_losses(self, tokens, targets):
         return float(self.model.token_losses(tokens, targets).sum(dtype=np.float64))
