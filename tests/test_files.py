@@ -18,6 +18,7 @@ from minigpt.model import GPT
 GPT2 = ModelConfig(vocab_size=19, block_size=12, n_layer=2, n_head=4, n_embd=16, n_inner=24)
 LLAMA = replace(GPT2, norm="rmsnorm", position="rope", activation="swiglu", bias=False, tied=False, rope_base=500.0,
                 norm_eps=1e-4)
+MIXTRAL = replace(LLAMA, n_kv_head=2, n_expert=4, router_aux_loss=0.02)
 OWN = replace(GPT2, causal=False)
 SHAPES = {
     "gpt2": GPT2,
@@ -26,6 +27,9 @@ SHAPES = {
     "llama": LLAMA,
     "llama grouped, tied": replace(LLAMA, n_kv_head=2, tied=True),
     "llama with bias": replace(LLAMA, n_kv_head=1, bias=True),
+    "mixtral": MIXTRAL,
+    "own experts": replace(MIXTRAL, router_bias=True, gate="sigmoid"),
+    "own shared": replace(LLAMA, share_layers=True, n_layer=20),
     "own": OWN,
     "own mix": replace(GPT2, position="rope", activation="swiglu", n_kv_head=2),
 }

@@ -66,9 +66,10 @@ def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG}: {error}") from None
     files = _weight_files(directory, PREFIX[kind])
-    if config.n_layer > len(files):
-        raise ValueError(f"{directory / CONFIG}: asks for {config.n_layer} layers, "
-                         f"the weights hold {len(files)} tensors")
+    parts = {"layers": 0 if config.share_layers else config.n_layer, "experts": config.n_expert if kind == "mixtral" else 0}
+    for part, number in parts.items():
+        if number > len(files):
+            raise ValueError(f"{directory / CONFIG}: asks for {number} {part}, the weights hold {len(files)} tensors")
     shapes, places = config.parameter_shapes(), layout(config, kind)
     for tensor, (name, *part) in places.items():          # all of them, before any memory is asked for
         if tensor not in files:

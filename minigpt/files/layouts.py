@@ -1,5 +1,5 @@
-"""The same model under other names: how transformers' GPT2LMHeadModel and LlamaForCausalLM write what `params` holds,
-and how their config.json says what ModelConfig says.
+"""The same model under other names: how transformers' GPT2LMHeadModel, LlamaForCausalLM and MixtralForCausalLM write
+what `params` holds, and how their config.json says what ModelConfig says.
 
 A layout maps every tensor in the file, without its prefix, to its place in the parameters: (name, rows, transposed).
 `place` is the view of a parameter that corresponds to one tensor; it is written when loading and read when saving.
@@ -11,8 +11,9 @@ from dataclasses import asdict, fields
 
 from ..config import ModelConfig
 
-ARCHITECTURE = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "minigpt": "GPT"}
-PREFIX = {"gpt2": "transformer.", "llama": "model.", "minigpt": ""}       # of every tensor but the head
+ARCHITECTURE = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mixtral": "MixtralForCausalLM",
+                "minigpt": "GPT"}
+PREFIX = {"gpt2": "transformer.", "llama": "model.", "mixtral": "model.", "minigpt": ""}  # of every tensor but the head
 IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")     # masks and tables that old files hold
 HEAD = "lm_head.weight"
 ALL = slice(None)
@@ -21,13 +22,20 @@ GPT2_LAYER = {"ln_1": "norm1", "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.p
               "ln_2": "norm2", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
 LLAMA_LAYER = {"input_layernorm": "norm1", "self_attn.o_proj": "attn.proj", "post_attention_layernorm": "norm2",
                "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"}
+MIXTRAL_EXPERT = {"w1": "gate", "w2": "down", "w3": "up"}
+MIXTRAL = dict(bias=False, share_layers=False, n_expert_shared=0, n_dense_layers=0, gate="softmax",
+               normalize_gates=True, route_scale=1.0, n_expert_group=1, router_bias=False)
 
 
 def model_type(config: ModelConfig) -> str:
-    """Whose layout fits: "gpt2", "llama", or our own, "minigpt", for every other mix of options."""
-    if config.share_layers or config.n_expert or config.kv_lora_rank:
+    """Whose layout fits: "gpt2", "llama", "mixtral", or our own, "minigpt", for every other mix of options."""
+    if config.share_layers or config.kv_lora_rank:
         return "minigpt"
     options = config.norm, config.position, config.activation
+    if config.n_expert:
+        same = all(getattr(config, field) == value for field, value in MIXTRAL.items())
+        same = same and config.expert_inner == config.n_inner               # the one width that its config.json has
+        return "mixtral" if same and options == ("rmsnorm", "rope", "swiglu") else "minigpt"
     if options == ("layernorm", "learned", "gelu") and config.n_kv_head == config.n_head:
         return "gpt2"
     return "llama" if options == ("rmsnorm", "rope", "swiglu") else "minigpt"
@@ -41,12 +49,12 @@ def place(params, name, rows, transposed):
 def place_shape(shape, rows, transposed):
     """The shape of such a view of a parameter of that shape."""
     part = range(shape[0])[rows]
-    shape = part.stop - part.start, *shape[1:]
+    shape = shape[1:] if isinstance(part, int) else (len(part), *shape[1:])                 # a matrix of one expert
     return shape[::-1] if transposed else shape
 
 
 def layout(config: ModelConfig, kind: str) -> dict[str, tuple]:
-    """{tensor: (parameter, rows, transposed)} for the layout of one model_type."""
+    """{tensor: (parameter, rows or an expert's number, transposed)} for the layout of one model_type."""
     ours = config.parameter_shapes()
     if kind == "minigpt":
         return {name: (name, ALL, False) for name in ours}
@@ -68,7 +76,8 @@ def _gpt2_layout(config):
 
 
 def _llama_layout(config):
-    """Llama holds queries, keys and values apart: they are rows of our packed projection."""
+    """Llama holds queries, keys and values apart: they are rows of our packed projection. Mixtral is a Llama with
+    experts, which it holds apart too, and we in one array."""
     q_rows, kv_rows = config.n_head * config.head_size, config.n_kv_head * config.head_size
     rows = {"q": slice(0, q_rows), "k": slice(q_rows, q_rows + kv_rows), "v": slice(q_rows + kv_rows, None)}
     places = {"embed_tokens.weight": ("wte", ALL, False), "norm.weight": ("norm.weight", ALL, False)}
@@ -78,6 +87,11 @@ def _llama_layout(config):
                 places[f"layers.{i}.self_attn.{part}_proj.{kind}"] = f"h.{i}.attn.qkv.{kind}", rows[part], False
             for theirs, ours in LLAMA_LAYER.items():
                 places[f"layers.{i}.{theirs}.{kind}"] = f"h.{i}.{ours}.{kind}", ALL, False
+        for e in range(config.n_expert):
+            for theirs, ours in MIXTRAL_EXPERT.items():
+                tensor = f"layers.{i}.block_sparse_moe.experts.{e}.{theirs}.weight"
+                places[tensor] = f"h.{i}.mlp.experts.{ours}.weight", e, False
+        places[f"layers.{i}.block_sparse_moe.gate.weight"] = f"h.{i}.mlp.router.weight", ALL, False
     return places
 
 
@@ -89,6 +103,7 @@ SUPPORTED = {
     "gpt2": {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
              "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,), "bias": (True, False)},
     "llama": {"hidden_act": ("silu", "swish"), "rope_scaling": (None,)},
+    "mixtral": {"hidden_act": ("silu", "swish"), "rope_scaling": (None,), "sliding_window": (None,)},
     "minigpt": {},
 }
 
@@ -107,6 +122,12 @@ def config_to_json(config: ModelConfig, kind: str) -> dict:
             "n_head": config.n_head, "n_inner": config.n_inner, "layer_norm_epsilon": config.norm_eps,
             "activation_function": "gelu_new", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
             "bias": config.bias,                          # not a key of GPT-2: without biases the file holds zeros
+        }
+    if kind == "mixtral":
+        entry |= {
+            "num_local_experts": config.n_expert, "num_experts_per_tok": config.n_expert_active,
+            "sliding_window": None,
+            "router_aux_loss": config.router_aux_loss, "router_z_loss": config.router_z_loss,    # no keys of Mixtral
         }
     return entry | {
         "max_position_embeddings": config.block_size, "hidden_size": config.n_embd,
@@ -149,8 +170,14 @@ def config_from_json(entry: dict) -> tuple[str, ModelConfig]:
         n_layer=entry["num_hidden_layers"], n_head=entry["num_attention_heads"],
         n_kv_head=entry.get("num_key_value_heads"), n_inner=entry["intermediate_size"], norm="rmsnorm",
         norm_eps=entry.get("rms_norm_eps", 1e-6), position="rope", rope_base=rope["rope_theta"], activation="swiglu",
-        bias=bias, tied=entry.get("tie_word_embeddings", False), causal=entry.get("is_causal", True))
+        bias=bias, tied=entry.get("tie_word_embeddings", False), causal=entry.get("is_causal", True),
+        **_mixtral_fields(entry) if kind == "mixtral" else {})
     if (entry.get("head_dim") or config.head_size) != config.head_size:
         raise ValueError(f"head_dim is {entry['head_dim']}, must be hidden_size / num_attention_heads, "
                          f"{config.head_size}")
     return kind, config
+
+
+def _mixtral_fields(entry):
+    return dict(n_expert=entry["num_local_experts"], n_expert_active=entry["num_experts_per_tok"],
+                router_aux_loss=entry.get("router_aux_loss", 0.0), router_z_loss=entry.get("router_z_loss", 0.0))
