@@ -293,6 +293,8 @@ def test_names_and_defaults_are_those_of_transformers():
     transformers = pytest.importorskip("transformers")
     theirs = transformers.TrainingArguments.__dataclass_fields__
     for name, field in TrainingArguments.__dataclass_fields__.items():
+        if name == "parallel":                                  # theirs has a plugin for each engine instead
+            continue
         assert name in theirs
         if name != "output_dir":                                # theirs is None, and becomes this later
             default = theirs[name].default

@@ -217,6 +217,7 @@ class Attention(nn.Module):
     def __init__(self, config, ops):
         super().__init__()
         C, self.config, self.ops = config.n_embd, config, ops
+        self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]  # of q, k and v
         self.qkv = nn.Linear(C, (config.n_head + 2 * config.n_kv_head) * config.head_size, bias=config.bias)
         self.proj = nn.Linear(C, C, bias=config.bias)
 
@@ -230,7 +231,7 @@ class Attention(nn.Module):
     def _split_heads(self, qkv):
         """The views q (B, H, T, D), k and v (B, Hkv, T, D) of the packed projection (B, T, (H + 2 Hkv) D)."""
         heads = qkv.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2)                      # (B, H+2Hkv, T, D)
-        return heads.split([self.config.n_head, self.config.n_kv_head, self.config.n_kv_head], dim=1)
+        return heads.split(self.heads, dim=1)
 
 
 class MLP(nn.Module):

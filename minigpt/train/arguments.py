@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from .ranks import Layout
 from .schedule import SCHEDULES
 
 # Names that people bring along from older versions or larger trainers, and what to do about them here.
@@ -73,6 +74,7 @@ class TrainingArguments:
     fp16: bool = False  # ... weights in float32; for fp16 the loss is scaled (scale/precision.py)
     gradient_checkpointing: bool = False  # layers are computed again for their gradients, instead of kept
     torch_compile: bool = False
+    parallel: str | None = None  # over the ranks that torchrun starts: ddp, fsdp, tp=N,dp=M or ep=N,dp=M (ranks.py)
     seed: int = 42
     report_to: str = "none"  # metrics.jsonl is written in any case
     disable_tqdm: bool | None = None  # None: a bar where somebody is watching
@@ -117,6 +119,8 @@ class TrainingArguments:
             self._refuse("disable_tqdm", "True, False or None", TypeError)
         if not isinstance(self.lr_scheduler_kwargs, dict | None):
             self._refuse("lr_scheduler_kwargs", "a dict or None", TypeError)
+        if self.parallel is not None:
+            Layout.parse(self.parallel)
         self._check_combinations()
 
     def _check_combinations(self):
@@ -169,13 +173,12 @@ class TrainingArguments:
 
     @property
     def samples_per_step(self):
-        """Blocks of text that one step of the optimiser sees."""
+        """Blocks of text that one step of the optimiser sees (on each rank that reads its own data)."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
-    def total_steps(self, samples):
+    def total_steps(self, samples, samples_per_step):
         """Steps of the optimiser over a data set of `samples` blocks."""
-        return self.max_steps if self.max_steps > 0 else math.ceil(
-            self.num_train_epochs * samples / self.samples_per_step)
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * samples / samples_per_step)
 
 
 def _is_number(value):

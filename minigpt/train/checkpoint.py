@@ -46,19 +46,24 @@ def locked(output_dir):
         yield
 
 
-def write(output_dir, step, fill):
-    """Makes checkpoint-<step>; `fill(folder)` writes its files. OSError, in one line, if there is no room for it:
-    then nothing of it is left."""
+def write(output_dir, step, fill, ranks):
+    """Makes checkpoint-<step>; `fill(folder)` writes its files, on every rank those that are its own. OSError, in one
+    line, if there is no room for it: then nothing of it is left."""
     final = Path(output_dir) / f"checkpoint-{step}"
     temporary = _part(final)
     try:
-        temporary.mkdir()
+        if ranks.rank == 0:
+            temporary.mkdir()
+        ranks.wait()
         fill(temporary)
-        for path in temporary.iterdir():
-            _to_disk(path)
-        _to_disk(temporary)
-        temporary.rename(final)
-        _to_disk(final.parent)
+        ranks.wait()
+        if ranks.rank == 0:
+            for path in temporary.iterdir():
+                _to_disk(path)
+            _to_disk(temporary)
+            temporary.rename(final)
+            _to_disk(final.parent)
+        ranks.wait()
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = list(listed(output_dir).values())

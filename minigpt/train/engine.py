@@ -1,5 +1,6 @@
 """What the Trainer needs of a model, whoever computes it. An engine is a model together with its optimiser, and has
 
+    ranks                           the processes that share the run (ranks.py)
     describe()                      what the weights depend on besides data and hyper-parameters, for the run's record
     begin()                         a new optimiser, for a run's first step or before load()
     gradients(micro_batches)        -> loss, norm: the mean loss over all targets of all micro-batches, and the length
@@ -9,6 +10,7 @@
     sum_of_losses(tokens, targets)  for evaluation: over one batch, a float
     is_finite()                     whether all weights are finite numbers
     save(folder, tokenizer)         the model's files, and optimizer.safetensors with the moments m.<name> and v.<name>
+    save_model(folder, tokenizer)   the model's files alone
     load(folder, step)              takes up what save() wrote after `step` steps
     load_weights(folder)            the weights alone
 
@@ -26,10 +28,11 @@ from ..files.safetensors import SafeTensors, write_safetensors
 from ..model import GPT
 from ..moe import balance_experts, expert_load
 from .optimizer import AdamW, global_norm
+from .ranks import Alone
 
 IGNORED = -100  # the target of a position that does not count
 OPTIMIZER = "optimizer.safetensors"
-TWIN_ONLY = ("bf16", "fp16", "gradient_checkpointing", "torch_compile")
+TWIN_ONLY = ("bf16", "fp16", "gradient_checkpointing", "torch_compile", "parallel")
 
 
 def make_engine(model, args):
@@ -38,6 +41,9 @@ def make_engine(model, args):
         return OpsEngine(model, args)
     twin = sys.modules.get("minigpt.scale.twin")  # whoever has a twin has imported it
     if twin and isinstance(model, twin.TorchGPT):
+        if args.parallel:
+            from ..scale.parallel import ParallelEngine
+            return ParallelEngine(model, args)
         from ..scale.engine import TorchEngine
         return TorchEngine(model, args)
     raise TypeError(f"Trainer: model is {model!r}, must be a GPT or a TorchGPT")
@@ -47,10 +53,10 @@ class OpsEngine:
     def __init__(self, model, args):
         for name in TWIN_ONLY:
             if getattr(args, name):
-                raise ValueError(f"Trainer: {name} is True, but GPT over ops has no such thing; train its torch twin: "
-                                 "minigpt.scale.TorchGPT, --engine torch on the command line")
+                raise ValueError(f"Trainer: {name} is {getattr(args, name)}, but GPT over ops has no such thing; train "
+                                 "its torch twin: minigpt.scale.TorchGPT, --engine torch on the command line")
         self.model, self.args = model, args
-        self.optimizer = None
+        self.ranks, self.optimizer = Alone(), None
 
     def describe(self):
         return {"ops": self.model.ops.name}
@@ -88,6 +94,9 @@ class OpsEngine:
     def save(self, folder, tokenizer):
         self.model.save_pretrained(folder, tokenizer)
         write_safetensors(folder / OPTIMIZER, self.optimizer.state_dict())
+
+    def save_model(self, folder, tokenizer):
+        self.model.save_pretrained(folder, tokenizer)
 
     def load(self, folder, step):
         self.load_weights(folder)

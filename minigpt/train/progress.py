@@ -5,12 +5,12 @@ import time
 
 
 class Progress:
-    """Shows steps of `total`, the loss, tokens per second and the time left, on stderr."""
+    """Shows steps of `total`, the loss, tokens per second and the time left, on stderr; nothing if it is silent."""
 
-    def __init__(self, first, total, disable_tqdm=None):
+    def __init__(self, first, total, disable_tqdm=None, silent=False):
         self.first, self.step, self.total, self.started = first, first, total, time.perf_counter()
-        self.bar = None
-        if not disable_tqdm and (sys.stderr.isatty() or disable_tqdm is False):
+        self.bar, self.silent = None, silent
+        if not silent and not disable_tqdm and (sys.stderr.isatty() or disable_tqdm is False):
             try:
                 from tqdm.auto import tqdm
             except ImportError:
@@ -38,7 +38,7 @@ class Progress:
         """A line of text, above the bar."""
         if self.bar:
             self.bar.write(text, file=sys.stderr)
-        else:
+        elif not self.silent:
             print(text, file=sys.stderr, flush=True)
 
     def close(self):

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,13 +30,14 @@ from .engine import IGNORED, make_engine
 from .optimizer import clip_scale
 from .plot import plot_losses
 from .progress import Progress
+from .ranks import is_restart
 from .schedule import learning_rate
 from .state import TrainerState, read_state, write_state
 
 # The arguments that the weights depend on. The length of the run joins them where the schedule stretches over it.
-EXACT = ("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type",
-         "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-         "max_grad_norm", "seed")
+SAMPLES = "samples_per_step"
+EXACT = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1",
+         "adam_beta2", "adam_epsilon", "max_grad_norm", "seed")
 
 
 class TrainOutput(NamedTuple):
@@ -71,6 +72,8 @@ class Trainer:
         self.model = model
         self.args = args or TrainingArguments()
         self.engine = make_engine(model, self.args)
+        self.ranks = self.engine.ranks
+        self._samples_per_step = self.args.samples_per_step * self.ranks.data_ranks
         self.data_collator = data_collator or data.default_data_collator
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
@@ -108,23 +111,23 @@ class Trainer:
         resume_from_checkpoint: True goes on from the newest complete checkpoint in output_dir (from the beginning,
         if there is none yet); a path, from that one. Raises ValueError if output_dir or the checkpoint does not fit,
         OSError if output_dir cannot be written, FloatingPointError if the loss is no longer a number, and
-        KeyboardInterrupt after Ctrl-C, when everything is saved.
+        KeyboardInterrupt after Ctrl-C or SIGTERM, when everything is saved.
         """
         self._check()
-        with checkpoint.locked(self.args.output_dir):
-            return self._train(resume_from_checkpoint)
+        with checkpoint.locked(self.args.output_dir) if self.ranks.rank == 0 else nullcontext():
+            return self._train(resume_from_checkpoint or is_restart())
 
     def _train(self, resume):
         args, state = self.args, self._start(resume)
         first, started, losses = state.global_step, time.perf_counter(), 0.0
-        self._progress = Progress(first, state.max_steps, args.disable_tqdm)
+        self._progress = Progress(first, state.max_steps, args.disable_tqdm, silent=self.ranks.rank != 0)
         try:
             with _interruptible() as interrupted:
                 self._log_clock, self._log_tokens = started, 0
                 while state.global_step < state.max_steps:
                     losses += self._step()
                     self._after_step()
-                    if interrupted.is_set() and state.global_step < state.max_steps:
+                    if self.ranks.any(interrupted.is_set()) and state.global_step < state.max_steps:
                         raise KeyboardInterrupt(
                             f"stopped after step {state.global_step} of {state.max_steps}; {self._save()} is saved, "
                             "go on with train(resume_from_checkpoint=True)")
@@ -144,14 +147,14 @@ class Trainer:
         """One step of the optimiser over all micro-batches; returns the loss."""
         args, state = self.args, self.state
         micro_batches = list(self._micro_batches(state.global_step))
-        self._log_tokens += sum(tokens.size for tokens, _ in micro_batches)
+        self._log_tokens += sum(tokens.size for tokens, _ in micro_batches) * self.ranks.data_ranks
         lr = learning_rate(args, state.global_step, state.max_steps)
         loss, norm = self.engine.gradients(micro_batches)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(f"the loss is {loss}, the gradient's norm {norm} (learning rate {lr:.3g})")
         self.engine.step(state.global_step + 1, lr, clip_scale(norm, args.max_grad_norm))
         state.global_step += 1
-        state.epoch = state.global_step * args.samples_per_step / len(self.train_dataset)
+        state.epoch = state.global_step * self._samples_per_step / len(self.train_dataset)
         state.unlogged_loss += loss
         state.unlogged_steps += 1
         self._last = {"grad_norm": norm, "learning_rate": lr, **self.engine.figures()}
@@ -178,18 +181,17 @@ class Trainer:
     def _is_time(self, strategy, every):
         step, samples = self.state.global_step, len(self.train_dataset)
         if strategy == "epoch":
-            return step * self.args.samples_per_step // samples > (step - 1) * self.args.samples_per_step // samples
+            return step * self._samples_per_step // samples > (step - 1) * self._samples_per_step // samples
         return strategy == "steps" and step % every == 0
 
     def _micro_batches(self, step):
-        """The inputs and targets of one step, micro-batch by micro-batch."""
-        args = self.args
-        start, size = step * args.samples_per_step, args.per_device_train_batch_size
-        indices = data.sample_indices(args.seed, start, args.samples_per_step, len(self.train_dataset))
-        for i in range(0, len(indices), size):
-            chosen = indices[i:i + size]
-            keys = [(args.seed, 1, start + i + j) for j in range(len(chosen))]
-            yield self._collate([self.train_dataset[j] for j in chosen], keys)
+        """The inputs and targets of one step, micro-batch by micro-batch; of each the part that this rank reads."""
+        ranks, seed, size = self.ranks, self.args.seed, self.args.per_device_train_batch_size
+        start, count = step * self._samples_per_step, self._samples_per_step
+        indices = data.sample_indices(seed, start, count, len(self.train_dataset))
+        for i in range(ranks.data_rank * size, count, ranks.data_ranks * size):
+            keys = [(seed, 1, start + j) for j in range(i, i + size)]
+            yield self._collate([self.train_dataset[j] for j in indices[i:i + size]], keys)
 
     def _collate(self, items, keys):
         """tokens (B, T), targets (B, T): the targets stand where they are to be predicted. What a collator of ours
@@ -211,13 +213,18 @@ class Trainer:
         """The mean loss over eval_dataset: {"eval_loss": ..., ...}, which is logged too."""
         if _is_empty(self.eval_dataset):
             raise ValueError("Trainer.evaluate: there is no eval_dataset")
-        started, total, counted, size = time.perf_counter(), 0.0, 0, self.args.per_device_eval_batch_size
-        for start in range(0, len(self.eval_dataset), size):
-            stop = min(start + size, len(self.eval_dataset))
-            keys = [(self.args.seed, 2, i) for i in range(start, stop)]
-            tokens, targets = self._collate([self.eval_dataset[i] for i in range(start, stop)], keys)
+        started, total, counted, samples = time.perf_counter(), 0.0, 0, len(self.eval_dataset)
+        size, ranks = self.args.per_device_eval_batch_size, self.ranks
+        for first in range(0, samples, size * ranks.data_ranks):          # a batch for every rank ...
+            start = first + size * ranks.data_rank
+            chosen = range(start, min(start + size, samples)) or [0]      # ... though none may be left: all compute
+            tokens, targets = self._collate([self.eval_dataset[i] for i in chosen],
+                                            [(self.args.seed, 2, i) for i in chosen])
+            if start >= samples:
+                targets = np.full_like(targets, IGNORED)
             total += self.engine.sum_of_losses(tokens, targets)
             counted += int(np.count_nonzero(targets != IGNORED))
+        total, counted = ranks.sum(total, counted)
         metrics = {"eval_loss": total / max(1, counted), "eval_runtime": time.perf_counter() - started}
         self._log(metrics)
         return metrics
@@ -240,13 +247,15 @@ class Trainer:
     def _log(self, logs):
         entry = {**logs, "epoch": self.state.epoch, "step": self.state.global_step}
         self.state.log_history.append(entry)
-        if self._progress:
+        if self._progress and self.ranks.rank == 0:
             self._progress.log(logs)
             with open(Path(self.args.output_dir) / "metrics.jsonl", "ab") as file:
                 file.write(_json_line(entry))
 
     def _draw(self):
-        plot_losses(Path(self.args.output_dir) / "loss.png", {"": self.state.log_history}, self.model.config.vocab_size)
+        if self.ranks.rank == 0:
+            path = Path(self.args.output_dir) / "loss.png"
+            plot_losses(path, {"": self.state.log_history}, self.model.config.vocab_size)
 
     def _diverged(self, what):
         kept = list(checkpoint.listed(self.args.output_dir).values())
@@ -260,7 +269,7 @@ class Trainer:
 
     def save_model(self, output_dir=None):
         """Writes the weights, the configuration and the tokenizer into a folder (output_dir of the arguments)."""
-        self.model.save_pretrained(output_dir or self.args.output_dir, self.processing_class)
+        self.engine.save_model(output_dir or self.args.output_dir, self.processing_class)
 
     def _save(self):
         """Makes a checkpoint of this step, if there is none yet, and returns its folder. Of the older ones it keeps the
@@ -269,8 +278,8 @@ class Trainer:
         if state.global_step not in checkpoint.listed(folder):
             if not self.engine.is_finite():
                 raise self._diverged("the weights are no longer finite numbers")
-            checkpoint.write(folder, state.global_step, self._fill_checkpoint)
-        if self.args.save_total_limit:
+            checkpoint.write(folder, state.global_step, self._fill_checkpoint, self.ranks)
+        if self.args.save_total_limit and self.ranks.rank == 0:
             for path in list(checkpoint.listed(folder).values())[:-self.args.save_total_limit]:
                 if path.name != state.best_model_checkpoint:
                     checkpoint.remove(path)
@@ -278,7 +287,8 @@ class Trainer:
 
     def _fill_checkpoint(self, folder):
         self.engine.save(folder, self.processing_class)
-        write_state(folder, self.state, self._run)
+        if self.ranks.rank == 0:
+            write_state(folder, self.state, self._run)
 
     def _check(self):
         """Makes output_dir, unless it is there; refuses one that is not ours to write, and a lack of data."""
@@ -299,11 +309,12 @@ class Trainer:
         args, folder = self.args, Path(self.args.output_dir)
         source = self._source(resume)
         self.engine.begin()
-        steps = args.total_steps(len(self.train_dataset))
+        steps = args.total_steps(len(self.train_dataset), self._samples_per_step)
         self._run = self._describe(steps)
+        self.ranks.agree(self._run | asdict(args))
         self.state = self._load(source) if source else TrainerState()
         self.state.max_steps = steps
-        if resume:  # the log may be ahead of the checkpoint
+        if resume and self.ranks.rank == 0:  # the log may be ahead of the checkpoint
             with atomic_write(folder / "metrics.jsonl") as file:
                 file.writelines(_json_line(entry) for entry in self.state.log_history)
         return self.state
@@ -314,7 +325,9 @@ class Trainer:
         if checkpoint.holds_run(folder) and not resume:
             raise ValueError(f"output_dir {folder} holds a run already; resume it (resume_from_checkpoint=True), or "
                              "choose another folder")
-        checkpoint.remove_leftovers(folder)
+        self.ranks.wait()
+        if self.ranks.rank == 0:
+            checkpoint.remove_leftovers(folder)
         checkpoints = checkpoint.listed(folder)
         if resume in (None, True, False):
             return list(checkpoints.values())[-1] if checkpoints else None
@@ -333,7 +346,7 @@ class Trainer:
         """All that the weights depend on, as it comes back from JSON."""
         run = {f"the model's {name}": value for name, value in asdict(self.model.config).items()}
         run |= self.engine.describe() | {"train_dataset": data.fingerprint(self.train_dataset)}
-        run |= {name: getattr(self.args, name) for name in EXACT}
+        run |= {SAMPLES: self._samples_per_step} | {name: getattr(self.args, name) for name in EXACT}
         if not self.args.lr_scheduler_type.startswith("constant"):
             run["max_steps"] = steps
         if isinstance(self.data_collator, DataCollatorForLanguageModeling):
@@ -345,8 +358,12 @@ class Trainer:
         state, run = read_state(folder)
         for name in run | self._run:
             if run.get(name) != self._run.get(name):
-                raise ValueError(f"cannot resume from {folder}: {name} was {run.get(name)}, is now "
-                                 f"{self._run.get(name)}; give what it was, or start a new run in another output_dir")
+                what = f"{name} was {run.get(name)}, is now {self._run.get(name)}"
+                if name == SAMPLES:
+                    what += (f" (per_device_train_batch_size x gradient_accumulation_steps x {self.ranks.data_ranks}, "
+                             "the ranks with data of their own)")
+                raise ValueError(f"cannot resume from {folder}: {what}; give what it was, or start a new run in "
+                                 "another output_dir")
         self.engine.load(folder, state.global_step)
         return state
 
@@ -361,7 +378,7 @@ def _json_line(entry):
 
 @contextmanager
 def _interruptible():
-    """Yields an event that Ctrl-C sets, so that the step at hand is finished; a second Ctrl-C stops at once."""
+    """Yields an event that Ctrl-C or SIGTERM sets, so that the step at hand is finished; a second one stops at once."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
         yield interrupted
@@ -369,10 +386,14 @@ def _interruptible():
 
     def remember(number, frame):
         interrupted.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, remember)
+    def restore():
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+    before = {which: signal.signal(which, remember) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
