@@ -123,7 +123,7 @@ def test_a_learning_rate_that_explodes_stops_and_saves_nothing_broken(tmp_path):
 
 @pytest.mark.parametrize("change, named", [
     (dict(learning_rate=2e-2), "learning_rate was 0.01, is now 0.02"),
-    (dict(per_device_train_batch_size=2), "per_device_train_batch_size was 4, is now 2"),
+    (dict(per_device_train_batch_size=2), r"samples_per_step was 4, is now 2 \(per_device_train_batch_size x"),
     (dict(max_steps=20), "max_steps was 12, is now 20"),
     (dict(seed=1), "seed was 42, is now 1"),
     (dict(model=GPT(ModelConfig(vocab_size=20, block_size=16, n_layer=1, n_head=2, n_embd=16), "numpy")),
