@@ -22,12 +22,14 @@ from typing import get_args, get_type_hints
 from ..config import PRESETS, ModelConfig
 from ..train import checkpoint
 from ..train.arguments import TrainingArguments
+from ..train.engine import TWIN_ONLY
 
 DEFAULTS = dict(per_device_train_batch_size=12, max_steps=2000, learning_rate=1e-3, warmup_steps=100, weight_decay=0.1,
                 adam_beta2=0.99, logging_steps=50, eval_strategy="steps", eval_steps=250, save_steps=250,
                 save_total_limit=1, load_best_model_at_end=True)
 OWN_OPTION = {"output_dir", "seed", "lr_scheduler_type", "lr_scheduler_kwargs", "report_to", "vocab_size",
-              "causal"}
+              "causal", "bf16", "fp16"}
+ENGINES, PRECISIONS, KERNELS = ("ops", "torch"), ("fp32", "bf16", "fp16"), ("minigpt", "torch")
 
 
 def add_arguments(parser):
@@ -41,6 +43,12 @@ def add_arguments(parser):
     parser.add_argument("--vocab-size", type=int, metavar="N", default=SUPPRESS,
                         help="of a bpe tokenizer (default: the preset's)")
     parser.add_argument("--ops", metavar="NAME", help="backend: cpp or numpy (default: the fastest)", default=SUPPRESS)
+    parser.add_argument("--engine", choices=ENGINES, default="ops",
+                        help="ops: GPT over a backend; torch: its torch twin, on a GPU where torch sees one")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of matrix products and attention; 16 "
+                        "bits with --engine torch (default: %(default)s)")
+    parser.add_argument("--kernels", choices=KERNELS, default=SUPPRESS,
+                        help="with --engine torch: these kernels, or torch's own (default: minigpt)")
     parser.add_argument("--seed", type=int, default=0, metavar="S",
                         help="of the first weights and the order of the data (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in DIR")
@@ -79,21 +87,22 @@ def given(args, cls):
 
 
 def run(args):
-    from ..model import GPT
     from ..text import TextDataset
     from ..train import Trainer
 
     check_out(args)
+    check_engine(args)
     tokenizer = make_tokenizer(args)
     config = ModelConfig.preset(args.preset, **given(args, ModelConfig) | {"vocab_size": tokenizer.vocab_size})
     dataset = TextDataset(tokenizer, args.data, config.block_size + 1)
     train_dataset, eval_dataset = dataset.split(args.eval_fraction)
     own = dict(output_dir=args.out, seed=args.seed, **schedule(args))
+    own |= {name: True for name in ("bf16", "fp16") if name == args.precision}
     arguments = TrainingArguments(**given(args, TrainingArguments) | own)
-    trainer = Trainer(GPT(config, ops=getattr(args, "ops", None), seed=args.seed), arguments,
-                      train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer)
+    trainer = Trainer(make_model(args, config), arguments, train_dataset=train_dataset,
+                      eval_dataset=eval_dataset, processing_class=tokenizer)
     print(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
-          f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.model.ops.name}")
+          f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.engine.describe()['ops']}")
     train_and_save(trainer, args.resume)
     print(f"The model is in {args.out}, its loss curve {picture(args.out)}. Let it write:\n"
           f"  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
@@ -103,6 +112,28 @@ def check_out(args):
     """ValueError, before any work is done, for a folder that this run may not write into."""
     if checkpoint.holds_run(args.out) and not args.resume:
         raise ValueError(f"--out {args.out} holds a run already; go on with it (--resume), or choose another folder")
+
+
+def check_engine(args):
+    """ValueError for options that the engine does not have; ImportError, which says how to get it, without torch."""
+    if args.engine == "torch":
+        from ..scale import TorchGPT  # noqa: F401
+        if hasattr(args, "ops"):
+            raise ValueError(f"--ops is {args.ops}, means nothing with --engine torch; --kernels is minigpt or torch")
+        return
+    for name in ("kernels", *TWIN_ONLY, "precision"):
+        if getattr(args, name, None) not in (None, False, "fp32"):
+            value = getattr(args, name)
+            given = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            raise ValueError(f"{given} needs the torch twin of the model: --engine torch")
+
+
+def make_model(args, config):
+    if args.engine == "torch":
+        from ..scale import TorchGPT, best_device
+        return TorchGPT(config, getattr(args, "kernels", "minigpt"), seed=args.seed).to(best_device())
+    from ..model import GPT
+    return GPT(config, ops=getattr(args, "ops", None), seed=args.seed)
 
 
 def picture(out):

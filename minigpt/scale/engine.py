@@ -1,6 +1,13 @@
 """TorchEngine: how the Trainer drives the torch twin. Its methods are those of minigpt.train.engine, and so are its
-files; the optimiser is torch's AdamW, fused where torch can."""
+files; the optimiser is torch's AdamW, fused where torch can. It computes where the model is, on the CPU or a GPU, in
+the precision that the arguments ask for (precision.py).
+"""
 
+import math
+import os
+import shutil
+import sys
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -12,6 +19,7 @@ from ..train.engine import OPTIMIZER, counted
 from ..train.optimizer import decays, read_moment
 from ..train.ranks import Alone
 from . import checkpoint, places
+from .precision import DTYPES, LossScale, autocast, precision
 from .twin import as_array
 
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}  # ours, torch's
@@ -19,11 +27,18 @@ MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}  # ours, torch's
 
 class TorchEngine:
     def __init__(self, model, args):
-        self.model, self.args = model, args
-        self.ranks, self.optimizer = Alone(), None
+        self.model, self.args, self.precision = model, args, precision(args)
+        if DTYPES[self.precision] and model.dtype != torch.float32:
+            raise ValueError(f"Trainer: {self.precision} is True, but the weights are {model.dtype}, must be float32 "
+                             "(model.float()): they are what the optimiser moves")
+        model.gradient_checkpointing = args.gradient_checkpointing
+        self.module = compiled(model) if args.torch_compile else model    # what is called: the model, or around it
+        self.ranks = Alone()
+        self.optimizer = self.scale = None  # both made by begin()
 
     def describe(self):
-        return {"ops": f"torch, kernels of {self.model.kernels}"}
+        return {"ops": f"torch, kernels of {self.model.kernels}", "precision": self.precision,
+                "torch_compile": self.args.torch_compile}
 
     def begin(self):
         args, params = self.args, [param for param in self.model.parameters() if param.requires_grad]
@@ -31,18 +46,32 @@ class TorchEngine:
                   {"params": [p for p in params if not decays(p)], "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2),
                                            eps=args.adam_epsilon, fused=self.model.device.type in ("cpu", "cuda"))
+        self.scale = LossScale() if self.precision == "fp16" else None
 
     def gradients(self, micro_batches):
+        """In fp16, gradients that overflow are computed once more at half the loss scale, so no batch is left out."""
+        while True:
+            loss, norm = self._backward(micro_batches)
+            if self.scale is None or not math.isfinite(loss) or math.isfinite(norm):
+                return loss, norm
+            self.scale.overflowed()
+
+    def _backward(self, micro_batches):
+        """Leaves the gradients, times the loss scale, in the parameters."""
         divisor, total = max(1, *self.ranks.sum(sum(counted(micro_batches)))), 0.0
+        scale = self.scale.value if self.scale else 1.0
         self.optimizer.zero_grad()
         for number, (tokens, targets) in enumerate(micro_batches, 1):
             with self._exchange(number == len(micro_batches)):
                 losses = self._losses(tokens, targets)                                              # (B, T)
-                (losses.sum() / divisor).backward()
+                (losses.sum() * (scale / divisor)).backward()
             total += losses.detach().sum(dtype=torch.float64)
-        return self.ranks.sum(float(total))[0] / divisor, self._norm()
+        return self.ranks.sum(float(total))[0] / divisor, self._norm() / scale
 
     def step(self, number, lr, grad_scale):
+        if self.scale:
+            grad_scale /= self.scale.value
+            self.scale.advance()
         if grad_scale != 1:
             torch._foreach_mul_(self._grads(), grad_scale)
         for group in self.optimizer.param_groups:
@@ -50,7 +79,7 @@ class TorchEngine:
         self.optimizer.step()
 
     def figures(self):
-        return {}
+        return {"loss_scale": self.scale.value, "skipped_steps": self.scale.skipped} if self.scale else {}
 
     @torch.no_grad()
     def sum_of_losses(self, tokens, targets):
@@ -64,6 +93,8 @@ class TorchEngine:
         state = {f"{ours}.{name}": as_array(self.optimizer.state[param][theirs])
                  for ours, theirs in MOMENTS.items() for name, param in self.model.named_parameters()}
         write_safetensors(folder / OPTIMIZER, state)
+        if self.scale:
+            self.scale.save(folder)
 
     def save_model(self, folder, tokenizer):
         self.model.save_pretrained(folder, tokenizer)
@@ -72,6 +103,8 @@ class TorchEngine:
         for param in self.model.parameters():
             moments = {theirs: torch.zeros_like(param) for theirs in MOMENTS.values()}
             self.optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
+        if self.scale:
+            self.scale.load(folder)
         if checkpoint.is_sharded(folder):
             return checkpoint.read(folder, self._pieces("", *MOMENTS))
         self.load_weights(folder)
@@ -107,7 +140,9 @@ class TorchEngine:
     _place = staticmethod(places.whole)
 
     def _losses(self, tokens, targets):
-        return self.model(tokens, targets, reduction="none")
+        tokens, targets = self.model.checked_ids("tokens", tokens), self.model.checked_ids("targets", targets)
+        with autocast(self.precision, self.model.device):
+            return self.module(tokens, targets, reduction="none")
 
     def _exchange(self, now):
         return nullcontext()
@@ -117,3 +152,13 @@ class TorchEngine:
 
     def _grads(self):
         return [param.grad for param in self.model.parameters() if param.grad is not None]
+
+
+def compiled(model):
+    """The model by torch.compile, in one graph; as it is, after a warning, where there is no compiler for that."""
+    cxx = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if model.device.type == "cpu" and not shutil.which(cxx):
+        warnings.warn(f"torch_compile needs a C++ compiler, and there is no {cxx} (CXX names another): "
+                      "training goes on without", stacklevel=2)
+        return model
+    return torch.compile(model, fullgraph=True)

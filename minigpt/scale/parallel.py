@@ -117,6 +117,8 @@ class ParallelEngine(TorchEngine):
 
     def __init__(self, model, args):
         super().__init__(model, args)
+        if args.torch_compile:
+            raise ValueError("Trainer: torch_compile is True, must be False with parallel")
         layout = self.layout = Layout.parse(args.parallel)
         if layout.kind == "tp":
             tensor_parallel.check(model.config, layout.inner)
@@ -131,7 +133,7 @@ class ParallelEngine(TorchEngine):
         self._cut = {name for name in model.config.parameter_shapes()
                      if self._place(name, model.config) != places.whole(name, model.config)}
         self._cut_over = dist.group.WORLD if layout.kind == "fsdp" else inner
-        self.replica = self._shard() if layout.kind == "fsdp" else self._replicate()
+        self.module = self._shard() if layout.kind == "fsdp" else self._replicate()
 
     def _shard(self):
         mesh = self.ranks.mesh["dp"]
@@ -160,15 +162,12 @@ class ParallelEngine(TorchEngine):
     # -----------------------------------------------------------------------------------------------------------
     # the step
 
-    def _losses(self, tokens, targets):
-        return self.replica(tokens, targets, reduction="none")
-
     @contextlib.contextmanager
     def _exchange(self, now):
         """Around a micro-batch: gradients are added up over ranks after the last of a step only."""
-        if isinstance(self.replica, FSDPModule):
-            self.replica.set_requires_gradient_sync(now)
-        with contextlib.nullcontext() if now or self.replica is self.model else self.replica.no_sync():
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(now)
+        with contextlib.nullcontext() if now or self.module is self.model else self.module.no_sync():
             yield
 
     def _norm(self):
@@ -189,6 +188,8 @@ class ParallelEngine(TorchEngine):
 
     def save(self, folder, tokenizer):
         checkpoint.write(folder, self._pieces("", *MOMENTS))
+        if self.scale and self.ranks.rank == 0:
+            self.scale.save(folder)
 
     def save_model(self, folder, tokenizer):
         """The whole model, written by the first rank."""

@@ -8,6 +8,9 @@ kernels="torch", torch's own under the same names (torch_kernels.py). Matrix pro
 
 from __future__ import annotations
 
+import operator
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -36,6 +39,11 @@ class TorchGPT(nn.Module):
         super().__init__()
         if not isinstance(config, ModelConfig):
             raise TypeError(f"TorchGPT: config is {config!r}, must be a ModelConfig")
+        if config.kv_lora_rank:
+            raise ValueError(f"TorchGPT: kv_lora_rank is {config.kv_lora_rank}, must be 0: latent attention is only "
+                             "counted")
+        if config.n_expert:
+            raise ValueError(f"TorchGPT: n_expert is {config.n_expert}, must be 0: the twin has no mixture of experts")
         if kernels not in KERNELS:
             raise ValueError(f"TorchGPT: kernels is {kernels!r}, must be {' or '.join(KERNELS)}")
         self.config, self.kernels = config, kernels
@@ -71,6 +79,16 @@ class TorchGPT(nn.Module):
     def device(self):
         return self.wte.device
 
+    def resize_token_embeddings(self, new_num_tokens: int):
+        """As GPT.resize_token_embeddings; returns wte, (new_num_tokens, C)."""
+        self.config = replace(self.config, vocab_size=operator.index(new_num_tokens))
+        for owner, name in ((self, "wte"), *([] if self.config.tied else [(self.head, "weight")])):
+            old = getattr(owner, name).detach()                                                     # (V, C)
+            new = old.mean(dim=0).repeat(new_num_tokens, 1)
+            new[:len(old)] = old[:new_num_tokens]
+            setattr(owner, name, nn.Parameter(new))
+        return self.wte
+
     def extra_repr(self):
         return f"{self.config}, kernels={self.kernels!r}"
 
@@ -82,10 +100,10 @@ class TorchGPT(nn.Module):
         the mean loss over the targets that are not -100 (0 if none is counted), or, with reduction="none", the loss of
         every token, (B, T), 0 where the target is -100. tokens and targets: (B, T) integers, tensors or arrays, as in
         GPT.forward."""
-        y = self._trunk_forward(self._checked("tokens", tokens))                                    # (B, T, C)
+        y = self._trunk_forward(self.checked_ids("tokens", tokens))                                    # (B, T, C)
         if targets is None:
             return self._head_forward(y[:, -1:] if last else y)                                     # (B, T | 1, V)
-        targets = self._checked("targets", targets)
+        targets = self.checked_ids("targets", targets)
         if targets.shape != y.shape[:2]:
             raise ValueError(f"TorchGPT.forward: targets has shape {tuple(targets.shape)}, must be that of tokens, "
                              f"{tuple(y.shape[:2])}")
@@ -112,7 +130,7 @@ class TorchGPT(nn.Module):
     def _head_forward(self, y):
         return F.linear(y, self.wte if self.config.tied else self.head.weight)                      # (B, T, V)
 
-    def _checked(self, name, x):
+    def checked_ids(self, name, x):
         """tokens or targets as a tensor beside the weights. Ids out of range are named where they lie on the CPU; to
         look at those on a GPU would make it wait."""
         if isinstance(x, torch.Tensor):
@@ -169,6 +187,11 @@ class TorchGPT(nn.Module):
         model = cls(config, kernels, params=params)
         model.eos_token_id = load_eos_token_id(directory)
         return model
+
+
+def best_device():
+    """Where a model trains fastest here: "cuda" where torch sees a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def as_array(tensor):

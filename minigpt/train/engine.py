@@ -4,7 +4,7 @@
     describe()                      what the weights depend on besides data and hyper-parameters, for the run's record
     begin()                         a new optimiser, for a run's first step or before load()
     gradients(micro_batches)        -> loss, norm: the mean loss over all targets of all micro-batches, and the length
-                                    of its gradient, which the engine keeps
+                                    of its gradient, which the engine keeps; FloatingPointError if it cannot be had
     step(number, lr, grad_scale)    moves the weights along that gradient times grad_scale; `number` counts from 1
     figures()                       {name: number or list} to log beside the loss
     sum_of_losses(tokens, targets)  for evaluation: over one batch, a float

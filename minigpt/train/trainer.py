@@ -149,7 +149,10 @@ class Trainer:
         micro_batches = list(self._micro_batches(state.global_step))
         self._log_tokens += sum(tokens.size for tokens, _ in micro_batches) * self.ranks.data_ranks
         lr = learning_rate(args, state.global_step, state.max_steps)
-        loss, norm = self.engine.gradients(micro_batches)
+        try:
+            loss, norm = self.engine.gradients(micro_batches)
+        except FloatingPointError as error:
+            raise self._diverged(error) from None
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._diverged(f"the loss is {loss}, the gradient's norm {norm} (learning rate {lr:.3g})")
         self.engine.step(state.global_step + 1, lr, clip_scale(norm, args.max_grad_norm))
