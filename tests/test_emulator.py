@@ -100,16 +100,61 @@ def test_a_launch_that_cannot_be_read_is_named(text):
 def test_signatures_are_read_from_the_source():
     text = ('// extern "C" void no(int x) {\n'
             'extern "C" void f(const float* __restrict__ x, uint16_t *y,\n  unsigned int n) {}')
-    f, = launchers.signatures(text, "k.cu").values()
+    f, = launchers.signatures(text, "k.cu")[0].values()
     assert (f.name, f.line, str(f)) == ("f", 2, "f(x, y, n)")
     assert [(p.name, p.kind, p.pointer, p.const) for p in f.parameters] == [
         ("x", "float", True, True), ("y", "uint16_t", True, False), ("n", "unsigned int", False, False)]
 
 
-@pytest.mark.parametrize("parameter", ["std::string s", "float** x", "float& x", "Shape shape"])
-def test_parameters_that_python_cannot_give_are_refused(parameter):
-    with pytest.raises(TypeError, match=r"k\.cu:1: f: the parameter `"):
-        launchers.signatures(f'extern "C" void f({parameter}) {{}}', "k.cu")
+def test_blocks_and_returned_numbers_are_understood():
+    known, skipped = launchers.signatures("""extern "C" int alone(int n);
+extern "C" __attribute__((visibility("default"))) cudaError_t first(float* x, int n) { if (n) { return 1; } return 0; }
+extern "C" {
+#define NOT a(int n) {
+struct Shape { int rows; };
+void declared(int n);
+__global__ void kernel(float* x) { x[0] = '}'; }
+static void helper(int n) {}
+float
+second(void)
+{ return 1; }
+void third(unsigned int n) noexcept {}
+}
+void not_in_the_block(int n) {}
+""", "k.cu")
+    assert not skipped
+    assert [(f.name, f.line, f.returns, len(f.parameters)) for f in known.values()] == [
+        ("first", 2, "int", 2), ("second", 10, "float", 0), ("third", 12, "void", 1)]
+
+
+@pytest.mark.parametrize("function, reason", [
+    *((f"void f({parameter})", f"the parameter `{parameter}` cannot come from Python")
+      for parameter in ("std::string s", "float** x", "float& x", "Shape shape", "void (*g)(int, int)", "float x[]")),
+    ("float4 f()", "it returns `float4`"), ("void _f()", "begins with an underscore")])
+def test_functions_that_python_cannot_call_are_named(function, reason):
+    known, skipped = launchers.signatures(f'extern "C" {function} {{}}', "k.cu")
+    (name, why), = skipped.items()
+    assert not known and why.startswith(f"k.cu:1: {name}: ") and reason in why
+
+
+@needs_emulator
+def test_launchers_may_have_any_name_and_return_numbers(cu):
+    names = [name for name in dir(emulator.Library(cu(ADD), True)) if not name.startswith("_")]
+    assert names == ["add"]
+    path = cu(ADD + """extern "C" {
+int path(int n) { return n + 1; }
+double checked(float x) { return x / 2; }
+cudaError_t call(float* x) { add_kernel<<<1, 2048>>>(x, x, x, 1); return cudaPeekAtLastError(); }
+void other(void (*f)(int)) { f(1); }
+}
+""")
+    with pytest.warns(UserWarning, match=r"kernel\.cu:14: other: the parameter `void \(\*f\)\(int\)` cannot come"):
+        kernels = emulator.compile(path, checked=False)
+    assert (kernels.path(4), kernels.checked(3)) == (5, 1.5)
+    with emulator.watch():
+        assert kernels.call(np.ones(1, np.float32)) == 9                # cudaErrorInvalidConfiguration
+    with pytest.raises(AttributeError, match=r"kernel\.cu:14: other: the parameter"):
+        kernels.other(1)
 
 
 @needs_emulator

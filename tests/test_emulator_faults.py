@@ -62,26 +62,71 @@ def test_a_fault_is_an_error_and_python_goes_on(compiled, body, kind, words, che
 @pytest.mark.parametrize("body", ["for (;;) __syncthreads();", "while (x[threadIdx.x] > 0) x[threadIdx.x + 64] = 1;",
                                   "volatile int i = 0; while (i == 0) {}"])
 def test_ctrl_c_ends_an_endless_loop(compiled, body, checked):
-    kernels, before, done = compiled(body, checked), signal.signal(signal.SIGINT, signal.default_int_handler), []
+    kernels, before = compiled(body, checked), signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def press():                          # one that touches no memory needs to be told twice
-        while not done:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            pressed.wait(0.5)
-
-    pressed = threading.Event()
-    presser = threading.Timer(0.3, press)
+    presser = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
     presser.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            try:
-                kernels.run(np.ones(128, np.float32), 8)
-            finally:
-                done.append(True)
-                pressed.set()
+            kernels.run(np.ones(128, np.float32), 8)
     finally:
         presser.join()
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("body, line", [
+    ("for (;;) __syncthreads();", 8), ("volatile int i = 0;\nwhile (i == 0) {}", 9),
+    ("while (x[0] > 0) x[threadIdx.x] = 1;", 8), ("while (atomicCAS((int*)x, 0, 1) != 0) {}", 8),
+    ("float s = 1;\nwhile (s > 0) s = expf(s);\nx[0] = s;", 9)])
+def test_the_time_limit_names_the_line(compiled, body, line):
+    kernels, x = compiled(body, True), np.zeros(64, np.float32)
+    with emulator.watch(timeout=0.2) as report:
+        kernels.run(x, 8)
+    found = report.findings[-1]
+    assert found.kind == "timeout" and found.places == (f"kernel.cu:{line}",)
+    first, *_ = found.text.splitlines()
+    assert first.startswith("kernel: stopped after 0.2 seconds, when thread ") and "of block (0, 0, 0)" in first
+    with emulator.watch(timeout=60) as report:                          # what ends in time is not stopped
+        compiled("if (blockIdx.x == 0) x[threadIdx.x] = n;", True).run(x, 8)
+    assert not report.findings
+
+
+@pytest.mark.parametrize("body, words", [
+    ('throw std::domain_error("no good");', "the launcher throws std::domain_error (no good) in host.cu:6"),
+    ("throw 5;", "the launcher throws an exception in host.cu:6"),
+    ("std::string(2, 65).at(n) = 65;", "the launcher throws std::out_of_range (basic_string"),
+    ("never(n);", "the launcher throws an exception in host.cu:3 that nobody can catch"),
+    ("*(volatile int*)0x1234 = n;", "the launcher touches the address 0x1234 in host.cu:6"),
+    ("strcpy((char*)x, (char*)0x1234);", "the launcher touches the address 0x1234 in host.cu:6"),
+    ("cudaMemcpy(x, (void*)0x1234, 8, cudaMemcpyHostToDevice);", "touches the address 0x1234 in host.cu:6"),
+    ("n /= n - 8; x[0] = n;", "the launcher divides an integer by zero in host.cu:6"),
+    ("exit(n);", "the launcher calls exit(8) in host.cu:6"),
+    ("abort();", "abort() is called in host.cu:6"),
+    ("assert(n > 8);", "the launcher finds that assert(n > 8) in host.cu:6 does not hold"),
+    ("for (volatile int i = 0; i == 0;) {}", "when the launcher, not a kernel, was in host.cu:6"),
+    ("for (;;) empty<<<1, 1>>>();", "stopped after 0.3 seconds"),
+])
+@pytest.mark.parametrize("checked", [True, False])
+def test_what_a_launcher_does_wrong_on_the_cpu_does_not_end_python(tmp_path, body, words, checked):
+    (tmp_path / "host.cu").write_text(f"""#include <assert.h>
+#include <stdexcept>
+void never(int n) noexcept {{ if (n) throw n; }}
+__global__ void empty() {{}}
+extern "C" void run(float* x, int n) {{
+  {body}
+}}
+""")
+    kernels, x = emulator.compile(tmp_path / "host.cu", checked=checked), np.ones(4, np.float32)
+    for _ in range(2):
+        if "stopped" in words or "not a kernel" in words:
+            with emulator.watch(timeout=0.3) as report:
+                kernels.run(x, 8)
+            text = str(report.findings[0])
+        else:
+            with pytest.raises(emulator.KernelError) as caught:
+                kernels.run(x, 8)
+            text = str(caught.value)
+        assert words in text
 
 
 def test_the_stream_may_stand_anywhere(tmp_path):
@@ -106,6 +151,7 @@ def test_what_is_damaged_in_the_cache_is_made_again(compiled, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("option", [dict(seed=-1), dict(seed="a"), dict(seed=2**40), dict(trace=-1), dict(trace=1.5),
+                                    dict(timeout=0), dict(timeout="a"), dict(timeout=float("nan")), dict(timeout=-1),
                                     dict(skip="nonsense"), dict(skip=5), dict(skip="a:b")])
 def test_watch_refuses_what_it_cannot_use(option):
     with pytest.raises(ValueError, match=f"watch: {next(iter(option))} is"):

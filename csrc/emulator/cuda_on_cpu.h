@@ -125,8 +125,9 @@ void warp_barrier(uint32_t mask, Where where);                  // __syncwarp
 int barrier_reduce(int predicate, int operation, Where where);  // __syncthreads_count 0, _and 1, _or 2
 uint32_t active_mask();                                         // lanes of this warp that have not returned
 void* dynamic_shared();
-void fence();                                                     // __threadfence, __threadfence_system
-[[noreturn]] void trap(const char* what, Where where);            // ends the launch
+void launch_bounds(unsigned threads, Where where = Where());  // __launch_bounds__; the rewriter puts it in the kernel
+void fence();                                                 // __threadfence, __threadfence_system
+[[noreturn]] void trap(const char* what, Where where);        // ends the launch
 void saw_atomic(const void* address, size_t bytes, Where where);  // the checks see an atomic access as one
 
 // Follows every declaration of a __shared__ array (the rewriter puts it there), so that the checks know it by name.
@@ -422,8 +423,8 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 namespace emulator {
 cudaError_t allocate(void** pointer, size_t bytes, Where where);
 cudaError_t release(void* pointer, Where where);
-cudaError_t copy(void* to, const void* from, size_t bytes);
-cudaError_t set(void* pointer, int value, size_t bytes);
+cudaError_t copy(void* to, const void* from, size_t bytes, Where where);
+cudaError_t set(void* pointer, int value, size_t bytes, Where where);
 cudaError_t allow_dynamic_shared(int bytes);
 }  // namespace emulator
 
@@ -439,15 +440,18 @@ inline cudaError_t cudaFree(void* pointer, EMULATOR_WHERE) { return emulator::re
 inline cudaError_t cudaFreeAsync(void* pointer, cudaStream_t, EMULATOR_WHERE) {
   return emulator::release(pointer, where);
 }
-inline cudaError_t cudaMemset(void* pointer, int value, size_t bytes) { return emulator::set(pointer, value, bytes); }
-inline cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t = nullptr) {
-  return emulator::set(pointer, value, bytes);
+inline cudaError_t cudaMemset(void* pointer, int value, size_t bytes, EMULATOR_WHERE) {
+  return emulator::set(pointer, value, bytes, where);
 }
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  return emulator::copy(to, from, bytes);
+inline cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t = nullptr, EMULATOR_WHERE) {
+  return emulator::set(pointer, value, bytes, where);
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
-  return emulator::copy(to, from, bytes);
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind, EMULATOR_WHERE) {
+  return emulator::copy(to, from, bytes, where);
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr,
+                                   EMULATOR_WHERE) {
+  return emulator::copy(to, from, bytes, where);
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute attribute, int value) {

@@ -1,27 +1,32 @@
-// What would end the process ends the launch: a wild pointer in the fast build, a division by zero, a stack that
-// overflows, an assert() that fails. Each becomes a finding. Ctrl-C ends a launch too, if Python would stop there.
+// What would end the process ends the launch, or the launcher: a wild pointer, a division by zero, a stack that
+// overflows, abort(). Each becomes a finding. Ctrl-C and the time limit end them too.
 //
-// The signal's handler runs on a stack of its own and does not return: it goes on where the launch began.
+// The signal's handler runs on a stack of its own and does not return: it goes on where the launch, or the call of the
+// launcher (host.cpp), began.
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/time.h>
 #include <ucontext.h>
+#include <unwind.h>
 
 #include "runtime.h"
 
 namespace emulator {
 
-volatile bool interrupted = false;
+volatile Interruption interrupted = NONE;
 
 namespace {
 
-constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGINT};
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGINT, SIGALRM};
 constexpr int COUNT = sizeof SIGNALS / sizeof *SIGNALS;
 struct sigaction before[COUNT];
 stack_t stack_before;
+itimerval timer_before;
 alignas(16) char handler_stack[64 << 10];
-pthread_t launching;
-bool installed = false;
+pthread_t calling;
+bool installed = false, timed = false;  // are the handlers ours? the alarm clock?
+int ticks = 0;                          // of the clock, since something asked to stop
 
 const void* code_in(const void* context) {
   [[maybe_unused]] auto c = static_cast<const ucontext_t*>(context);
@@ -43,13 +48,40 @@ bool in_this_library(const void* code) {
   return code != nullptr && dladdr(code, &its) != 0 && dladdr(before, &mine) != 0 && its.dli_fbase == mine.dli_fbase;
 }
 
-void report(int signal, const void* address, const void* code) {
-  bool known = in_this_library(code);
-  const char* where = known ? "in {0}" : "in the kernel launched in {0}";
-  Place place = known ? Place(code) : Place(launched->where);
+// The code where it happened; or, if that is not of this library (memcpy, strlen), of ours that called it; or null.
+const void* ours(const void* code) {
+  if (in_this_library(code)) return code;
+  struct Walk {
+    const void *from, *found;
+    bool past;
+  } walk{code, nullptr, false};
+  _Unwind_Backtrace(
+      [](_Unwind_Context* frame, void* argument) {
+        Walk& w = *static_cast<Walk*>(argument);
+        auto at = reinterpret_cast<const char*>(_Unwind_GetIP(frame));
+        if (w.past && in_this_library(at - 1)) {
+          w.found = at - 1;
+          return _URC_END_OF_STACK;
+        }
+        w.past |= at == w.from;
+        return _URC_NO_REASON;
+      },
+      &walk);
+  return walk.found;
+}
+
+const char* hex(const void* address) {
+  return text("0x%llx", static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(address)));
+}
+
+void report_in_kernel(int signal, const void* address, const void* code) {
+  const char* where = code != nullptr ? "in {0}" : "in the kernel launched in {0}";
+  Place place = code != nullptr ? Place(code) : Place(launched->where);
   if (signal == SIGFPE) {
     found("arithmetic", text("thread %d divides an integer by zero %s", current->id, where),
           "A GPU goes on, with a number that means nothing: check the divisor first.", place);
+  } else if (signal == SIGABRT) {
+    found("trap", text("thread %d calls abort() %s", current->id, where), "", place);
   } else if (on_fiber_stack(address)) {
     found("stack",
           text("thread %d needs more memory for its local variables than it has (192 KiB) %s", current->id, where),
@@ -59,12 +91,24 @@ void report(int signal, const void* address, const void* code) {
   } else {
     found(
         "out of bounds",
-        text("thread %d touches the address 0x%llx %s, which belongs to no array", current->id,
-             static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(address)), where),
+        text("thread %d touches the address %s %s, which belongs to no array", current->id, hex(address), where),
         "Check pointers and indices before the access; compiled with checked=True, the array is named. The kernel was "
         "ended here, as a GPU would.",
         place);
   }
+}
+
+[[noreturn]] void leave_launcher_by(int signal, const void* address, const void* code) {
+  Place place = copying.file != nullptr ? Place(copying) : Place(code);
+  const char* where = copying.file != nullptr || code != nullptr ? "in {0}" : "in a function that it calls";
+  if (signal == SIGFPE) leave_launcher(text("the launcher divides an integer by zero %s", where), place);
+  if (signal == SIGILL) leave_launcher(text("the launcher cannot go on %s: no such instruction", where), place);
+  if (signal == SIGABRT && thrown_at != nullptr)
+    leave_launcher("the launcher throws an exception in {0} that nobody can catch", Place(thrown_at));
+  if (signal == SIGABRT)
+    leave_launcher(text("abort() is called %s, by the launcher or by a library that finds its memory damaged", where),
+                   place);
+  leave_launcher(text("the launcher touches the address %s %s, where it has no memory", hex(address), where), place);
 }
 
 // What would have been done without this file.
@@ -76,7 +120,7 @@ void hand_on(int signal, siginfo_t* info, void* context) {
     if (old.sa_handler == SIG_IGN && signal == SIGINT) return;
     if (old.sa_handler == SIG_DFL || old.sa_handler == SIG_IGN || depth > 3) {
       ::signal(signal, SIG_DFL);  // what went wrong goes wrong again
-      if (signal == SIGINT) raise(signal);
+      if (signal == SIGINT || signal == SIGALRM) raise(signal);
       return;
     }
     ++depth;
@@ -88,26 +132,54 @@ void hand_on(int signal, siginfo_t* info, void* context) {
   }
 }
 
-void handle(int signal, siginfo_t* info, void* context) {
-  const bool ours = installed && pthread_equal(pthread_self(), launching) && current != nullptr;
-  if (signal != SIGINT && ours) {
-    report(signal, info->si_addr, code_in(context));
-    end_launch();
+void set_clock(int64_t first_ms, int64_t then_ms) {
+  itimerval clock = {};
+  clock.it_value.tv_sec = first_ms / 1000;
+  clock.it_value.tv_usec = static_cast<suseconds_t>(first_ms % 1000 * 1000);
+  clock.it_interval.tv_usec = static_cast<suseconds_t>(then_ms * 1000);
+  setitimer(ITIMER_REAL, &clock, timed ? nullptr : &timer_before);
+  timed = true;
+}
+
+// A kernel stops by itself, at its next access, barrier or warp operation, when `interrupted` is set. If it has not done
+// so when the clock ticks, it is spinning, and is stopped where it is, unless it is in a function that might hold a lock.
+void ask_to_stop(Interruption why, const void* code) {
+  if (interrupted == NONE) {
+    interrupted = why;
+    ticks = 0;
+    set_clock(50, 50);
+  } else if (in_this_library(code) || ++ticks > 20) {
+    const void* known = ours(code);
+    if (current != nullptr) stop(known != nullptr ? Place(known) : Place(launched->where));
+    if (launched == nullptr) stop_launcher(Place(known));
   }
-  hand_on(signal, info, context);
-  if (signal != SIGINT || !ours || !options.interruptible) return;
-  // Checked, a kernel looks at `interrupted` whenever it touches memory. A fast one never does.
-  const bool now = (interrupted || !launched->checked) && in_this_library(code_in(context));
-  interrupted = true;
-  if (now) stop(Place(code_in(context)));
+}
+
+void handle(int signal, siginfo_t* info, void* context) {
+  const bool here = installed && pthread_equal(pthread_self(), calling);
+  if (signal == SIGALRM && timed && here) {
+    ask_to_stop(TIME_LIMIT, code_in(context));
+  } else if (signal == SIGALRM && timed && installed) {
+    pthread_kill(calling, SIGALRM);
+  } else if (signal == SIGINT) {
+    hand_on(signal, info, context);
+    if (here && options.interruptible) ask_to_stop(CTRL_C, code_in(context));
+  } else if (signal != SIGALRM && here && current != nullptr) {
+    report_in_kernel(signal, info->si_addr, ours(code_in(context)));
+    end_launch();
+  } else if (signal != SIGALRM && here && launched == nullptr) {
+    leave_launcher_by(signal, info->si_addr, ours(code_in(context)));
+  } else {
+    hand_on(signal, info, context);
+  }
 }
 
 }  // namespace
 
 namespace faults {
 
-void before_launch() {
-  launching = pthread_self();
+void before_call() {
+  calling = pthread_self();
   stack_t own = {};
   own.ss_sp = handler_stack;
   own.ss_size = sizeof handler_stack;
@@ -120,27 +192,16 @@ void before_launch() {
     if (!(found_there.sa_flags & SA_SIGINFO) || found_there.sa_sigaction != handle) before[i] = found_there;
   }
   installed = true;
+  if (options.timeout > 0) set_clock(options.timeout, 50);
 }
 
-void after_launch() {
+void after_call() {
   installed = false;
+  if (timed) setitimer(ITIMER_REAL, &timer_before, nullptr);
+  timed = false;
   for (int i = 0; i < COUNT; ++i) sigaction(SIGNALS[i], &before[i], nullptr);
   sigaltstack(&stack_before, nullptr);
 }
 
 }  // namespace faults
 }  // namespace emulator
-
-#if defined(__linux__)
-// assert() calls this when it fails.
-extern "C" [[noreturn]] void __assert_fail(const char* words, const char* file, unsigned line, const char* function) {
-  using namespace emulator;
-  if (current != nullptr) {
-    found("trap", text("thread %d finds that assert(%s) in {0} does not hold", current->id, words), "",
-          Where(file, static_cast<int>(line)));
-    end_launch();
-  }
-  std::fprintf(stderr, "%s:%u: %s: assert(%s) does not hold\n", file, line, function, words);
-  std::abort();
-}
-#endif

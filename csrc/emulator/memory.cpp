@@ -9,6 +9,9 @@
 #include "runtime.h"
 
 namespace emulator {
+
+Where copying{nullptr, 0};
+
 namespace {
 
 cudaError_t last_error = cudaSuccess;
@@ -88,16 +91,20 @@ cudaError_t release(void* pointer, Where) {
   return cudaSuccess;
 }
 
-cudaError_t copy(void* to, const void* from, size_t bytes) {
+cudaError_t copy(void* to, const void* from, size_t bytes, Where where) {
   if (bytes > 0 && (to == nullptr || from == nullptr)) return last_error = cudaErrorInvalidValue;
-  std::memcpy(to, from, bytes);
+  copying = where;
+  std::memmove(to, from, bytes);
+  copying = {nullptr, 0};
   checks::filled(to, bytes);
   return cudaSuccess;
 }
 
-cudaError_t set(void* pointer, int value, size_t bytes) {
+cudaError_t set(void* pointer, int value, size_t bytes, Where where) {
   if (bytes > 0 && pointer == nullptr) return last_error = cudaErrorInvalidValue;
+  copying = where;
   std::memset(pointer, value, bytes);
+  copying = {nullptr, 0};
   checks::filled(pointer, bytes);
   return cudaSuccess;
 }

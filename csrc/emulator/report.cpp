@@ -113,8 +113,8 @@ bool found_again(const char* kind, Place here, Place other) {
 
 void found(const char* kind, const char* words, const char* mend, Place here, Place other, const Thread* who) {
   if (found_again(kind, here, other)) return;
-  findings.push_back({kind, words, mend, launched->kernel, here, other, who != nullptr ? who->id : -1, blockIdx,
-                      who != nullptr ? who->index : threadIdx, 1});
+  findings.push_back({kind, words, mend, launched != nullptr ? launched->kernel : launcher, here, other,
+                      who != nullptr ? who->id : -1, blockIdx, who != nullptr ? who->index : threadIdx, 1});
 }
 
 }  // namespace emulator
@@ -130,7 +130,7 @@ int emulator_set(const char* name, int64_t value) {
   const std::pair<const char*, int*> known[] = {
       {"warp_order", &options.warp_order},     {"block_order", &options.block_order},     {"seed", &options.seed},
       {"copies_early", &options.copies_early}, {"interruptible", &options.interruptible}, {"trace", &options.trace},
-      {"capability", &options.capability}};
+      {"timeout", &options.timeout},           {"capability", &options.capability}};
   for (auto [option, target] : known)
     if (std::strcmp(option, name) == 0) {
       *target = static_cast<int>(value);
@@ -157,7 +157,9 @@ void emulator_copy_back() { checks::copy_back(); }
 
 // Forgets arrays, findings and counts.
 void emulator_clear() {
-  interrupted = false;
+  interrupted = NONE;
+  thrown_at = nullptr;
+  copying = {nullptr, 0};
   findings.clear();
   checks::forget_arrays();
   counters::clear();

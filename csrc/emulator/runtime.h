@@ -108,12 +108,17 @@ size_t shared_limit();           // bytes of shared memory that a block can have
 void pause();                    // lets the other lanes of the warp catch up with the current thread
 [[noreturn]] void end_launch();  // leaves all threads where they are, and returns from the launch
 
-// ------------------------------------------------------------------------------------------- signals: faults.cpp
+// ------------------------------------------------------------------------- the launcher: host.cpp, signals: faults.cpp
 
-extern volatile bool interrupted;  // by Ctrl-C: nothing more is launched
+enum Interruption : int { NONE, CTRL_C, TIME_LIMIT, SAID };
+extern volatile Interruption interrupted;  // nothing more is launched
+extern const char* launcher;               // the function that Python called, while it runs
+extern const void* thrown_at;              // where the last exception was thrown
+extern Where copying;                      // the cudaMemcpy() or cudaMemset() under way
+bool in_launcher();                        // is this the thread that Python called it from?
 namespace faults {
-void before_launch();
-void after_launch();
+void before_call();
+void after_call();
 }  // namespace faults
 
 // ---------------------------------------------------------------------------------------------- memory.cpp, the API
@@ -130,6 +135,7 @@ struct Options {
   int copies_early = false;   // an asynchronous copy is done when it is issued, instead of when it is waited for
   int interruptible = false;  // by Ctrl-C
   int trace = 0;              // how many warps' accesses to record
+  int timeout = 0;            // milliseconds that a launcher may take; 0: any
   int capability = 80;        // of the GPU whose limits hold: 75, 80, 86, 89, 90, 100, 120
 };
 extern Options options;
@@ -146,7 +152,11 @@ struct Place {
 // Something is wrong. `words` says what, with {0} and {1} for the two places, and `mend` what usually mends it.
 void found(const char* kind, const char* words, const char* mend, Place here, Place other = Place(),
            const Thread* who = current);
-[[noreturn]] void stop(Place here);                           // says where Ctrl-C came, and ends the launch
+// Ctrl-C or the time limit came, the current thread (or the launcher) is there: says so, and ends it.
+[[noreturn]] void stop(Place here);
+[[noreturn]] void stop_launcher(Place here);
+[[noreturn]] void leave_launcher(const char* words, Place here);  // says why, and returns to Python
+[[noreturn]] void leave_launcher();
 bool found_again(const char* kind, Place here, Place other);  // counts it, if it was found before
 const char* text(const char* format, ...);                    // printf into one of a few buffers, for the words above
 

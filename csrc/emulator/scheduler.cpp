@@ -108,7 +108,6 @@ Fiber* take_fiber() {
 
 // The current thread cannot go on: others run until somebody makes it ready and its turn comes.
 void wait() {
-  if (interrupted) end_launch();
   current->fiber = running;
   Thread* next = take_ready(current->id / WARP);
   if (next == nullptr) report_deadlock();
@@ -165,6 +164,7 @@ void arrive(Where where) {
           "A barrier under a condition must be reached by all threads of the block or by none: move it out of the if.",
           where, barrier_where);
   }
+  if (interrupted) stop(where);
   current->at_barrier = true;
   current->where = where;
   if (++arrived == alive)
@@ -281,7 +281,9 @@ void fiber_main() {
     try {
       launched->run(launched->call);
     } catch (...) {
-      trap("an exception was thrown, which a GPU does not have,", launched->where);
+      found("trap", text("thread %d throws an exception in {0}, which a GPU does not have", current->id), "",
+            thrown_at != nullptr ? Place(thrown_at) : Place(launched->where));
+      end_launch();
     }
     Thread* next = after_return();
     Fiber* other = next == nullptr ? fiber_of_caller() : next->fiber;
@@ -354,6 +356,20 @@ const char* rule_broken(const Launch& l) {
   return nullptr;
 }
 
+// Once: a launcher whose kernel was stopped may have to be stopped itself.
+void say_stopped(const char* where, Place here) {
+  const Interruption why = interrupted;
+  interrupted = SAID;
+  if (why == CTRL_C) found("interrupted", text("stopped by Ctrl-C, %s", where), "", here);
+  if (why != TIME_LIMIT) return;
+  found("timeout", text("stopped after %g seconds, %s", options.timeout / 1000.0, where),
+        current == nullptr
+            ? ""
+            : "Does the loop there end? Threads take turns: one that waits in a loop for what others write, or for a "
+              "lock that another holds, waits for ever here, and may on a GPU. Barriers are the places to wait at.",
+        here);
+}
+
 std::mutex one_launch;
 
 }  // namespace
@@ -396,7 +412,6 @@ void run(const Launch& l) {
   }
   ended_early = false;
   checks::before_launch();
-  faults::before_launch();
 
   std::mt19937 random(static_cast<unsigned>(options.seed));
   const int64_t blocks = int64_t{l.grid.x} * l.grid.y * l.grid.z;
@@ -415,8 +430,8 @@ void run(const Launch& l) {
                 static_cast<unsigned>(block_number / l.grid.x / l.grid.y)};
     run_block(random);
   }
-  faults::after_launch();
   checks::after_launch();
+  if (interrupted && !ended_early) say_stopped("between two blocks of the kernel launched in {0}", l.where);
   if (ended_early) {
     set_last_error(cudaErrorLaunchFailure);
     idle_fibers = all_fibers;
@@ -432,7 +447,26 @@ void end_launch() {
 }
 
 void stop(Place here) {
-  found("interrupted", text("stopped by Ctrl-C, when thread %d was in {0}", current->id), "", here);
+  say_stopped(text("when thread %d was in {0}", current->id), here);
+  end_launch();
+}
+
+void stop_launcher(Place here) {
+  const bool known = here.code != nullptr;
+  say_stopped(known ? "when the launcher, not a kernel, was in {0}" : "in the launcher, not in a kernel", here);
+  leave_launcher();
+}
+
+void launch_bounds(unsigned threads, Where where) {
+  if (static_cast<unsigned>(thread_count) <= threads) return;
+  current = nullptr;  // as if none had begun
+  found(
+      "launch",
+      text("%s was not launched in {0}: a block of (%u, %u, %u) has %d threads, and __launch_bounds__ in {1} promises "
+           "at most %u",
+           launched->kernel, blockDim.x, blockDim.y, blockDim.z, thread_count, threads),
+      "Launch smaller blocks, or promise more: the compiler gives each thread registers for as many as are promised.",
+      launched->where, where);
   end_launch();
 }
 
@@ -464,6 +498,7 @@ void meet(const Operation& operation, uint32_t mask, void* args, Where where) {
         where, where);  // a mistake of its own beside what the others do wrong in this line
     end_launch();
   }
+  if (interrupted) stop(where);
   t.waits_for = &operation;
   t.mask = mask;
   t.where = where;

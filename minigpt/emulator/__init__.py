@@ -16,10 +16,11 @@ order in which a GPU makes writes visible without a fence. Threads take turns he
 """
 
 from .build import CompileError, ready
-from .library import Library, library, run, watch
+from .library import Library, call, library, run, watch
 from .report import Finding, KernelError, Report
 
-__all__ = ["CompileError", "Finding", "KernelError", "Library", "Report", "compile", "library", "ready", "run", "watch"]
+__all__ = ["CompileError", "Finding", "KernelError", "Library", "Report", "call", "compile", "library", "ready", "run",
+           "watch"]
 
 
 def compile(path, checked=True, include=()) -> Library:

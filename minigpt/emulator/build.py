@@ -16,12 +16,13 @@ from functools import cache
 from pathlib import Path
 
 from ..files.atomic import atomic_write
-from . import flops
-from .rewrite import CompileError, with_local_includes
+from . import flops, launchers
+from .rewrite import CompileError, read, with_local_includes
 
 PACKAGE = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fno-threadsafe-statics", "-ffp-contract=off", "-fno-strict-aliasing",
-         "-Wno-unknown-pragmas", "-Wno-psabi", *(("-fstack-clash-protection",) if sys.platform == "linux" else ()))
+         "-fno-optimize-sibling-calls", "-Wno-unknown-pragmas", "-Wno-psabi",
+         *(("-fstack-clash-protection",) if sys.platform == "linux" else ()))
 CHECKED = ("-O1", "-fsanitize=thread", "-fsanitize=bounds", "-DEMULATOR_CHECKED",
            *(("-mno-red-zone",) if flops.COUNTED else ()))
 # What only one compiler understands. Static variables of templates must not be shared between libraries, and in the
@@ -32,7 +33,9 @@ GCC_CHECKED = ("-fno-tree-sra", "-fno-aggressive-loop-optimizations", "--param=t
 CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsan-instrument-read-before-write=1",
                  *(("-ffp-exception-behavior=maytrap",) if flops.COUNTED else ()))    # no arithmetic before its if
 # What is declared and nowhere defined is an error of the linker, in words, not of whoever loads the library.
-LINKED = ("-Wl,-z,defs", "-ldl", "-lpthread") if sys.platform == "linux" else ()
+# Calls that would end the process, and the place of an exception, go to host.cpp first.
+WRAPPED = tuple(f"-Wl,--wrap={name}" for name in ("exit", "_exit", "_Exit", "quick_exit", "__cxa_throw"))
+LINKED = ("-Wl,-z,defs", *WRAPPED, "-ldl", "-lpthread") if sys.platform == "linux" else ()
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 
 
@@ -102,7 +105,8 @@ def build(path, checked: bool, include=()) -> Path:
     options = [*_flags(checked), "-DMINIGPT_EMULATED",
                *(f"-I{folder}" for folder in (*include, sources() / "emulator", sources() / "emulator" / "include")),
                "-include", "cuda_on_cpu.h"]
-    library = cache_folder() / f"{_key(path, *map(str, options), *files, *files.values())}.so"
+    calls = launchers.wrappers(launchers.signatures(read(path), path)[0])
+    library = cache_folder() / f"{_key(path, *map(str, options), *files, *files.values(), calls)}.so"
     if _intact(library):
         os.utime(library)
         return library
@@ -120,7 +124,8 @@ def build(path, checked: bool, include=()) -> Path:
         if counted:
             assembly.write_text(flops.counting(assembly.read_text(encoding="utf-8")), encoding="utf-8")
             _compile("-c", assembly, "-o", made)
-        _store(library, "-shared", made, *runtime, "-Wl,-Bsymbolic", *LINKED)
+        Path(folder, "calls.cpp").write_text(calls, encoding="utf-8")
+        _store(library, "-shared", made, Path(folder, "calls.cpp"), *FLAGS, *runtime, "-Wl,-Bsymbolic", *LINKED)
     return library
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,53 +27,46 @@ _watching = contextvars.ContextVar("watching", default=None)
 
 
 class Library:
-    """The launchers of one .cu file as functions."""
+    """The launchers of one .cu file as functions. All attributes that are not launchers begin with an underscore."""
 
     def __init__(self, path, checked=True, include=()):
-        self.path, self.checked, self._include = Path(path), checked, include
-        self._signatures = launchers.signatures(read(self.path), str(path))
+        self._path, self._checked, self._include = Path(path), checked, include
+        known, self._skipped = launchers.signatures(read(self._path), str(path))
         self._library = ctypes.CDLL(str(build(path, checked, include)))
-        self._signatures = {name: of for name, of in self._signatures.items()      # without those left out by #if
+        self._signatures = {name: of for name, of in known.items()                 # without those left out by #if
                             if hasattr(self._library, name)}
         self._library.emulator_report.restype = ctypes.c_char_p
         self._library.emulator_guarded.restype = ctypes.c_void_p
         self._lock = threading.Lock()     # the machine in the library runs one launch at a time
+        for reason in self._skipped.values():
+            warnings.warn(f"not a function of the library: {reason}", stacklevel=3)
 
     def __dir__(self):
         return [*super().__dir__(), *self._signatures]
 
     def __getattr__(self, name):
         if name.startswith("_") or name not in self._signatures:
+            if name in self.__dict__.get("_skipped", ()):
+                raise AttributeError(self._skipped[name])
             has = ", ".join(map(str, self._signatures.values()))
-            raise AttributeError(f'{self.path} defines no extern "C" void {name}(...); it has {has or "none"}'
+            raise AttributeError(f'{self._path} defines no extern "C" function {name}(...); it has {has or "none"}'
                                  + ("" if has else ': write extern "C" before the function that launches the kernel'))
-        return functools.partial(self.call, name)
+        return functools.partial(call, self, name)
 
     @functools.cached_property
     def _when_checked(self):
-        return self if self.checked else Library(self.path, True, self._include)
-
-    def call(self, name, *arguments, contiguous=True):
-        """Runs a launcher. The stream among its parameters is left out. `contiguous`: whether arrays must be."""
-        if watching := _watching.get():
-            report, options = watching
-            report.add(self._when_checked._run(name, arguments, contiguous, options))
-            return
-        seen = self._run(name, arguments, contiguous, {})
-        if seen["findings"]:
-            report = Report()
-            report.add(seen)
-            raise KernelError(report.findings)
+        return self if self._checked else Library(self._path, True, self._include)
 
     def _run(self, name, arguments, contiguous, options):
-        """Runs a launcher and returns what was seen, as the runtime says it."""
+        """Runs a launcher; returns what it returns, and what was seen, as the runtime says it."""
         signature = self._signatures[name]
         taken = [p for p in signature.parameters if p.kind != "cudaStream_t"]
         if len(arguments) != len(taken):
             raise TypeError(f"{signature} takes {len(taken)} arguments, not {len(arguments)}")
         words = [launchers.argument(name, p, x, contiguous) for p, x in zip(taken, arguments, strict=True)]
-        function = getattr(self._library, name)
-        function.restype, function.argtypes = None, [p.ctype for p in signature.parameters]
+        function = getattr(self._library, f"emulator_call_{name}")
+        function.restype = (launchers.INTEGERS | launchers.FLOATS).get(signature.returns)
+        function.argtypes = [p.ctype for p in signature.parameters]
         with self._lock:
             self._library.emulator_clear()
             skip = options.get("skip")
@@ -81,20 +75,20 @@ class Library:
             for option in DEFAULTS:
                 self._library.emulator_set(option.encode(), ctypes.c_int64(options.get(option, DEFAULTS[option])))
             self._library.emulator_set(b"interruptible", ctypes.c_int64(_stops_at_ctrl_c()))
-            if self.checked:                                            # arrays are copied, apart from each other
+            if self._checked:                                           # arrays are copied, apart from each other
                 self._guard(taken, arguments)
                 words = [self._library.emulator_guarded(ctypes.c_void_p(word)) if isinstance(x, np.ndarray) else word
                          for word, x in zip(words, arguments, strict=True)]
             words = iter(words)
             try:
-                function(*(None if p.kind == "cudaStream_t" else next(words) for p in signature.parameters))
+                result = function(*(None if p.kind == "cudaStream_t" else next(words) for p in signature.parameters))
             except KeyboardInterrupt:
                 report = Report()
                 report.add(json.loads(self._library.emulator_report()))
                 raise KeyboardInterrupt(*(f.text for f in report.findings if f.kind == "interrupted")) from None
-            if self.checked:
+            if self._checked:
                 self._library.emulator_copy_back()
-            return json.loads(self._library.emulator_report())
+            return result, json.loads(self._library.emulator_report())
 
     def _guard(self, parameters, arguments):
         """Tells the runtime which memory the kernel may touch."""
@@ -105,24 +99,41 @@ class Library:
                                              ctypes.c_int64(extent), ctypes.c_int64(x.itemsize), not parameter.const)
 
 
+def call(library, name, *arguments, contiguous=True):
+    """Runs a launcher and returns what it returns. The stream among its parameters is left out. `contiguous`: whether
+    arrays must be."""
+    if watching := _watching.get():
+        report, options = watching
+        result, seen = library._when_checked._run(name, arguments, contiguous, options)
+        report.add(seen)
+        return result
+    result, seen = library._run(name, arguments, contiguous, {})
+    if seen["findings"]:
+        report = Report()
+        report.add(seen)
+        raise KernelError(report.findings)
+    return result
+
+
 def _stops_at_ctrl_c():
     """Whether Ctrl-C raises KeyboardInterrupt here, so that a kernel may be left in the middle."""
     return (threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 
 
-DEFAULTS = dict(warp_order=0, block_order=0, seed=0, copies_early=0, trace=0)
+DEFAULTS = dict(warp_order=0, block_order=0, seed=0, copies_early=0, trace=0, timeout=0)
 
 
 @contextlib.contextmanager
-def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, skip=None):
+def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, skip=None, timeout=None):
     """Collects what kernels do, in a Report; mistakes become findings in it instead of errors. Works for compile()d
     files and for ops.load("emulated").
 
     Threads take turns here, in an order that no GPU promises: `warps` and `blocks` choose one ("forward", "reversed",
     "shuffled" by `seed`). `copies`: whether an asynchronous copy happens as "early" as it may, or as "late". `trace`:
     keep this many accesses of warps, in their order, in report.trace. `skip`: leave out the barrier or wait that stands
-    there, a "file:line" of report.sites."""
+    there, a "file:line" of report.sites. `timeout`: seconds after which a launcher is stopped where it is, and that
+    line named; without it a kernel may take as long as it likes, until Ctrl-C."""
     for name, value, known in (("warps", warps, ORDERS), ("blocks", blocks, ORDERS), ("copies", copies, COPIES)):
         if value not in known:
             raise ValueError(f"watch: {name} is {value!r}, must be one of {', '.join(known)}")
@@ -131,8 +142,12 @@ def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, ski
             raise ValueError(f"watch: {name} is {value!r}, must be an integer, at least 0 and below 2^31")
     if skip is not None and not (isinstance(skip, str) and re.fullmatch(r".+:\d{1,9}", skip)):
         raise ValueError(f'watch: skip is {skip!r}, must be None or a "file:line" of report.sites')
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float, np.number))
+                                or not 0.001 <= timeout <= 1_000_000):
+        raise ValueError(f"watch: timeout is {timeout!r}, must be None or seconds, from 0.001 to a million")
     options = dict(warp_order=ORDERS.index(warps), block_order=ORDERS.index(blocks), seed=seed,
-                   copies_early=COPIES.index(copies), trace=trace, skip=skip)
+                   copies_early=COPIES.index(copies), trace=trace, skip=skip,
+                   timeout=round(1000 * (timeout or 0)))
     report = Report()
     before = _watching.set((report, options))
     try:

@@ -10,6 +10,9 @@
     __shared__ float tile[32][33];
         __shared__ float tile[32][33]; ::emulator::shared_array("tile", tile);
 
+    __global__ void __launch_bounds__(256) kernel(float* x) {
+        __global__ void __launch_bounds__(256) kernel(float* x) { ::emulator::launch_bounds(256);
+
 All else is left as it stands, the ends of lines above all, so that errors and findings name the author's own lines.
 """
 
@@ -24,6 +27,8 @@ DYNAMIC_SHARED = re.compile(rf"\bextern\s+{ATTRIBUTE}__shared__\s+{ATTRIBUTE}([^
 STATIC_SHARED = re.compile(r"\b__shared__\b([^;{}=]*);")
 LOCAL_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 INNERMOST = r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)"
+LAUNCH_BOUNDS = re.compile(r"\b__launch_bounds__\s*\(")
+BRACKET = re.compile(r"[(){}\[\]]")
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -45,6 +50,7 @@ def rewrite(text: str, path: str) -> str:
                       f"{kind}* const {name} = static_cast<{kind}*>(::emulator::dynamic_shared());"
                       + "\n" * found[0].count("\n")))
     edits += _shared_arrays(code)
+    edits += _launch_bounds(code)
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     return f'#line 1 "{path}"\n{text}'
@@ -63,6 +69,27 @@ def _shared_arrays(code):
         names = [re.search(r"(\w+)\s*$", part)[1] for part in declared.split(",")]
         calls = "".join(f' ::emulator::shared_array("{name}", {name});' for name in names)
         yield found.end(), found.end(), calls
+
+
+def _launch_bounds(code):
+    """At the begin of each kernel that promises blocks of so many threads: the promise."""
+    for found in LAUNCH_BOUNDS.finditer(code):
+        after = closing(code, found.end() - 1)
+        opening = code.find("(", after)
+        if opening < 0 or not (body := re.compile(r"\s*\{").match(code, closing(code, opening) + 1)):
+            continue                                                            # a declaration
+        threads = re.split(r",(?![^()<>]*[)>])", code[found.end():after])[0]
+        yield body.end(), body.end(), f" ::emulator::launch_bounds({' '.join(threads.split())});"
+
+
+def closing(code, opening):
+    """The place of the bracket that closes the one at `opening`; the end, if there is none."""
+    depth = 0
+    for found in BRACKET.finditer(code, opening):
+        depth += 1 if found[0] in CLOSING else -1
+        if depth == 0:
+            return found.start()
+    return len(code)
 
 
 def _launches(text, code, path):

@@ -60,7 +60,7 @@ def find_rungs(ops):
         text = path.read_text(encoding="utf-8")
         takes, number = TAKES.search(text), RUNG.fullmatch(path.stem)
         dtypes, multiple, most, varies, needs = takes.groups() if takes else [None] * 5
-        for launcher, signature in launchers.signatures(text, str(path)).items():
+        for launcher, signature in launchers.signatures(text, str(path))[0].items():
             op = next((op for op in ops if launcher == op or number and launcher == f"{op}_{number[2]}"), None)
             if op:
                 taken = DTYPES if signature.parameters[0].name == "dtype" else ("float32",)
@@ -213,4 +213,4 @@ class Emulator:
             raise TypeError(f"{op}: an array is on a GPU, must be in the CPU's memory for the emulator")
 
     def launch(self, rung, arguments, like):
-        emulator.library(rung.path).call(rung.signature.name, *arguments, contiguous=False)
+        emulator.call(emulator.library(rung.path), rung.signature.name, *arguments, contiguous=False)
