@@ -1,6 +1,7 @@
 """The emulator as a student meets it: their file is compiled, called and explained, and their mistakes are named."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -330,6 +331,77 @@ def test_a_report_adds_up_the_calls_of_several_files(cu):
     assert [(line.bytes, line.requests, line.sectors, line.waste) for line in writes] == [
         (560, 6, 18, 1.0), (400, 4, 13, 1.0)]
     assert not report.findings and not report.advice and "Nothing wrong was found." in str(report)
+
+
+@needs_emulator
+def test_a_picture_shows_the_trace(tmp_path):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from minigpt.emulator import picture
+    report = demo.uncoalesced(trace=64)
+    drawn = picture.points(report.trace)
+    for array, kind in (("x", "read"), ("y", "write")):
+        time, element, block, write = drawn[array]
+        assert (write == (kind == "write")).all() and len(time) == 32 * 32 and set(block) == {0, 1, 2, 3}
+        expected = [(t, offset // 4) for t, one in enumerate(report.trace) if one["array"] == array
+                    for offset in one["offsets"]]
+        assert [*zip(time, element, strict=True)] == expected
+    report.picture(tmp_path / "trace.png")
+    report.animation(tmp_path / "trace.gif", frames=4)
+    assert min(Image.open(tmp_path / "trace.png").size) > 300
+    assert Image.open(tmp_path / "trace.gif").n_frames == 4
+    used = picture.banks([dict(array="s", space="shared", lanes=[0, 1, 2, 3], offsets=[0, 128, 4, 4], bytes=4)])
+    assert used.shape == (1, 32) and used[0, 0] == 2 and used[0, 1] == 1 and used.sum() == 3
+    wide = dict(array="s", space="shared", lanes=[*range(32)], offsets=[16 * lane for lane in range(32)], bytes=16)
+    assert (picture.banks([wide]) == 1).all()
+    with pytest.raises(ValueError, match="no trace"):
+        emulator.Report().picture(tmp_path / "none.png")
+
+
+@needs_emulator
+def test_the_instructors_example_finds_the_mistake(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    code, = re.findall(r"```python\n(.*?)```", (build.sources() / "emulator" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code.replace("minigpt/emulator/demo", str(demo.FOLDER)), names)
+    assert not names["passed"] and names["report"].findings[0].kind == "race"
+    assert (tmp_path / "trace.png").stat().st_size > 10_000
+
+
+@needs_emulator
+def test_the_report_says_what_is_wrong_first_and_explains_itself(cu):
+    """A missing barrier is one finding, seen from whichever side; counts until a fault are said to be such."""
+    report = demo.missing_barrier()
+    race, = report.findings
+    text = str(report)
+    assert text.index("What is wrong") < text.index("sum_rows: 1 launch") < text.index("A warp is 32 threads")
+    assert "512 bytes of shared memory a block" in text and "ended before" not in text and len(race.places) == 2
+    x = np.ones(64, np.float32)
+    report = emulator.run(emulator.compile(cu(ADD.replace("if (i < n) ", ""))).add, x, x, x[:8].copy(), 64)
+    assert report.kernels[0].cut_short and "It was ended before it was done" in str(report)
+
+
+@needs_emulator
+def test_idle_lanes_are_no_stride(cu):
+    x, y = np.ones(64, np.float32), np.ones(64, np.float32)
+    report = emulator.run(emulator.compile(cu(ADD.replace("i < n", "i < n && i % 2"))).add, x, x, y, 64)
+    assert len(report.advice) == 2
+    assert all("only 16 of a warp's 32 threads take part" in sentence for sentence in report.advice)
+
+
+@needs_emulator
+def test_more_threads_than_launch_bounds_promise(cu):
+    text = ADD.replace("__global__ void", "__global__ void __launch_bounds__(32, 2)")
+    x = np.ones(64, np.float32)
+    with pytest.raises(emulator.KernelError, match=r"add_kernel was not launched in kernel\.cu:8: a block of "
+                                                   r"\(64, 1, 1\) has 64 threads, and __launch_bounds__ in "
+                                                   r"kernel\.cu:2 promises at most 32"):
+        emulator.compile(cu(text), checked=False).add(x, x, x.copy(), 64)
+    y = np.zeros(64, np.float32)
+    emulator.compile(cu(text.replace("(32, 2)", "(\n 2 * (16 + 16))"))).add(x, x, y, 64)
+    assert (y == 2).all()
 
 
 @needs_emulator

@@ -316,8 +316,8 @@ Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
 }  // namespace
 
 void saw(const void* pointer, size_t bytes, Kind kind, Code code) {
-  if (interrupted && current != nullptr) stop(place_of(code));
   if (!watching || current == nullptr || on_fiber_stack(pointer)) return;
+  if (interrupted) stop(place_of(code));
   uint64_t address = reinterpret_cast<uint64_t>(pointer);
   if (const Region* r = touch(address, bytes, kind, code)) counters::log(address, bytes, r->space, kind, code);
 }
@@ -369,6 +369,7 @@ void shared_array(const char* name, void* address, size_t bytes, size_t element,
   region->declared_in = block_era;
   std::memset(address, 0xff, bytes);
   declared_bytes += bytes;
+  counters::static_shared(declared_bytes);
   if (declared_bytes > MAX_STATIC_SHARED || declared_bytes + launched->shared_bytes > shared_limit()) {
     found(
         "launch",
@@ -410,8 +411,8 @@ void before_block() {
   counters::before_block();
 }
 
-void after_launch() {
-  if (watching) counters::after_launch();
+void after_launch(bool cut_short) {
+  if (watching) counters::after_launch(cut_short);
   watching = false;
 }
 

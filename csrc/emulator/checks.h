@@ -24,7 +24,7 @@ namespace checks {
 
 void before_launch();
 void before_block();
-void after_launch();
+void after_launch(bool cut_short);
 void after_barrier();
 void after_warp_barrier(uint32_t mask);
 
@@ -52,7 +52,8 @@ struct Json;
 namespace counters {
 
 void before_launch();  // of `launched`
-void after_launch();
+void after_launch(bool cut_short);
+void static_shared(size_t bytes);  // of the block, as far as it is known
 void before_block();
 void log(uint64_t address, size_t bytes, Space space, Kind kind, Code code);
 void flush(

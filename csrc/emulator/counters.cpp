@@ -36,7 +36,8 @@ std::vector<Note> notes[MAX_THREADS];
 struct Kernel {
   std::string name;
   uint3 grid, block;
-  size_t shared_bytes = 0;
+  size_t shared_bytes = 0, static_bytes = 0;  // dynamic, and of __shared__ arrays
+  bool cut_short = false;                     // by a fault: the counts are those until then
   int64_t launches = 0, barriers = 0, flops = 0, tensor_flops = 0;
 };
 std::vector<Kernel> kernels;
@@ -53,7 +54,8 @@ struct Key {
   }
 };
 struct Line {
-  int64_t requests = 0, bytes = 0, sectors = 0, ideal = 0, conflicts = 0;
+  int64_t requests = 0, bytes = 0, sectors = 0, ideal = 0, conflicts = 0, lanes = 0;
+  int64_t gaps = 0;  // requests of lanes that lie as their numbers do, with idle ones between
 };
 std::map<Key, Line> lines;
 
@@ -70,6 +72,7 @@ struct Traced {
   uint3 block;
   int warp, step;  // step: how many barriers the block had passed
   Code code;
+  Space space;
   Kind kind;
   std::string array;
   int bytes;                                   // of each lane
@@ -114,12 +117,22 @@ int conflicts(const Note* const* lane, int n) {
 
 void keep(int warp, const Note* const* lane, const int* numbers, int n) {
   int64_t offset;
-  Traced t{
-      kernel,         blockIdx, warp, step, lane[0]->code, lane[0]->kind, checks::array_of(lane[0]->address, offset),
-      lane[0]->bytes, {}};
+  const Note& first = *lane[0];
+  Traced t{kernel,      blockIdx,    warp,       step,
+           first.code,  first.space, first.kind, checks::array_of(first.address, offset),
+           first.bytes, {}};
   for (int i = 0; i < n; ++i)
     if (t.array == checks::array_of(lane[i]->address, offset)) t.lanes.emplace_back(numbers[i], offset);
   trace.push_back(std::move(t));
+}
+
+// Do lanes lie side by side but for some that are idle?
+bool idle_between(const Note* const* lane, const int* numbers, int n) {
+  if (n < 2 || numbers[n - 1] - numbers[0] == n - 1) return false;
+  for (int i = 1; i < n; ++i)
+    if (lane[i]->address - lane[0]->address != static_cast<uint64_t>(numbers[i] - numbers[0]) * lane[0]->bytes)
+      return false;
+  return true;
 }
 
 // One instruction of a warp: lane[0 .. n) are the notes of the lanes numbered `numbers`.
@@ -128,6 +141,8 @@ void count(int warp, const Note* const* lane, const int* numbers, int n) {
   if (trace.size() < static_cast<size_t>(options.trace)) keep(warp, lane, numbers, n);
   Line& line = lines[{kernel, first.code, first.space, first.kind}];
   ++line.requests;
+  line.lanes += n;
+  line.gaps += idle_between(lane, numbers, n);
   for (int i = 0; i < n; ++i) line.bytes += lane[i]->bytes;
   if (first.space == GLOBAL) {
     int64_t distinct;
@@ -194,8 +209,11 @@ void before_launch() {
   flops_before = emulator_flops;
 }
 
-void after_launch() {
+void static_shared(size_t bytes) { kernel->static_bytes = std::max(kernel->static_bytes, bytes); }
+
+void after_launch(bool cut_short) {
   flush_all();
+  kernel->cut_short |= cut_short;
   kernel->flops += emulator_flops - flops_before;
 }
 
@@ -265,6 +283,8 @@ void write(Json& json) {
     json.index("grid", k.grid);
     json.index("block", k.block);
     json.field("shared_bytes", static_cast<int64_t>(k.shared_bytes));
+    json.field("static_bytes", static_cast<int64_t>(k.static_bytes));
+    json.field("cut_short", k.cut_short);
     json.field("launches", k.launches);
     json.field("barriers", k.barriers);
     json.field("flops", k.flops);
@@ -285,6 +305,8 @@ void write(Json& json) {
     json.field("sectors", line.sectors);
     json.field("ideal", line.ideal);
     json.field("conflicts", line.conflicts);
+    json.field("lanes", line.lanes);
+    json.field("gaps", line.gaps);
     json.close('}');
   }
   json.close(']');
@@ -307,6 +329,7 @@ void write(Json& json) {
     json.field("warp", t.warp);
     json.field("step", t.step);
     json.key("place"), write_place(json, place_of(t.code));
+    json.field("space", t.space == GLOBAL ? "global" : "shared");
     json.field("array", t.array);
     json.field("kind", words_of[t.kind]);
     json.field("bytes", t.bytes);

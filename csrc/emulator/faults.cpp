@@ -148,7 +148,7 @@ void ask_to_stop(Interruption why, const void* code) {
     interrupted = why;
     ticks = 0;
     set_clock(50, 50);
-  } else if (in_this_library(code) || ++ticks > 20) {
+  } else if (++ticks > (in_this_library(code) ? 2 : 20)) {
     const void* known = ours(code);
     if (current != nullptr) stop(known != nullptr ? Place(known) : Place(launched->where));
     if (launched == nullptr) stop_launcher(Place(known));

@@ -430,7 +430,7 @@ void run(const Launch& l) {
                 static_cast<unsigned>(block_number / l.grid.x / l.grid.y)};
     run_block(random);
   }
-  checks::after_launch();
+  checks::after_launch(ended_early || interrupted);
   if (interrupted && !ended_early) say_stopped("between two blocks of the kernel launched in {0}", l.where);
   if (ended_early) {
     set_last_error(cudaErrorLaunchFailure);

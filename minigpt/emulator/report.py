@@ -14,6 +14,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 
+from .flops import COUNTED
+
+LEGEND = """  A warp is 32 threads that go together: a row says how often one came by, and what all of them did there.
+  bytes      what the threads asked for
+  sectors    pieces of 32 bytes that global memory had to move for it; ideal: as few as can hold these bytes
+  conflicts  turns that threads lost because several wanted different words of one of the 32 banks of shared memory
+  waste      how many times the traffic, or the turns, that it would take at best
+  FLOPs      additions, subtractions, multiplications and divisions of floats, and twice each fmaf()"""
 WASTEFUL = 2                              # times what a line needs: then it is worth a sentence
 
 
@@ -39,6 +47,12 @@ class Finding:
     def __str__(self):
         return self.text
 
+    def is_same(self, other):
+        """One missing barrier is a race seen from both sides: this thread reads what that one wrote, and writes what
+        it read."""
+        return (self.kind == other.kind == "race" and self.kernel == other.kernel
+                and set(self.places) == set(other.places))
+
 
 @dataclass
 class Line:
@@ -52,6 +66,8 @@ class Line:
     sectors: int = 0                      # of 32 bytes, touched in global memory ...
     ideal: int = 0                        # ... and how many it would be if the bytes lay side by side
     conflicts: int = 0                    # turns that threads waited for each other at the banks of shared memory
+    lanes: int = 0                        # threads that took part, summed over the warps
+    gaps: int = 0                         # warps whose threads lie side by side, but for idle ones between them
 
     @property
     def waste(self):
@@ -68,6 +84,8 @@ class Kernel:
     grid: tuple[int, ...] = ()
     block: tuple[int, ...] = ()
     shared_bytes: int = 0                 # dynamic: the third number of the launch
+    static_bytes: int = 0                 # __shared__ arrays
+    cut_short: bool = False               # a mistake ended it, or Ctrl-C: the numbers are those until then
     launches: int = 0
     barriers: int = 0                     # passed, by whole blocks
     flops: int = 0                        # additions, multiplications ... of floats and doubles, one each; fmaf() two
@@ -85,17 +103,23 @@ class Report:
     def add(self, seen: dict):
         """Takes in what the runtime says of one call: the dictionary of its JSON."""
         seen = with_places(seen)
-        for f in seen["findings"]:
-            self.findings.append(_finding(f))
+        for f in map(_finding, seen["findings"]):
+            same = next((old for old in self.findings if f.is_same(old)), None)
+            if same is None:
+                self.findings.append(f)
+            else:
+                same.times += f.times
         for k in seen.get("kernels", ()):
             kernel = self._same(self.kernels, Kernel(k["name"]), ("name",))
             kernel.grid, kernel.block, kernel.shared_bytes = tuple(k["grid"]), tuple(k["block"]), k["shared_bytes"]
+            kernel.static_bytes = max(kernel.static_bytes, k["static_bytes"])
+            kernel.cut_short |= bool(k["cut_short"])
             for name in ("launches", "barriers", "flops", "tensor_flops"):
                 setattr(kernel, name, getattr(kernel, name) + k[name])
         key = ("kernel", "place", "space", "kind")
         for one in seen.get("lines", ()):
             line = self._same(self.lines, Line(*(one[name] for name in key)), key)
-            for name in ("requests", "bytes", "sectors", "ideal", "conflicts"):
+            for name in ("requests", "bytes", "sectors", "ideal", "conflicts", "lanes", "gaps"):
                 setattr(line, name, getattr(line, name) + one[name])
         self.sites |= {site["place"] for site in seen.get("sites", ())}
         self.trace += seen.get("trace", ())
@@ -109,15 +133,28 @@ class Report:
         known.append(new)
         return new
 
+    def picture(self, path):
+        """Draws the trace: which elements of each array the warps touched, and when, and the banks of shared memory. A
+        file in the format that its name ends with; needs watch(trace=...) and matplotlib."""
+        from .picture import picture
+        picture(self.trace, path)
+
+    def animation(self, path, frames=40):
+        """The same as a GIF, in which the accesses appear in their order. Needs matplotlib and pillow."""
+        from .picture import animation
+        animation(self.trace, path, frames)
+
     @property
     def advice(self) -> list[str]:
         """Sentences about lines that are right, but cost more than they must."""
         return [_advice(line) for line in sorted(self.lines, key=lambda line: -line.waste) if line.waste >= WASTEFUL]
 
     def __str__(self):
-        blocks = [self._kernel(kernel) for kernel in self.kernels]
-        blocks += ["\n".join(["What is wrong", *(_bullet(f) for f in self.findings)]) if self.findings
-                   else "Nothing wrong was found."]
+        blocks = ["\n".join(["What is wrong", *(_bullet(f) for f in self.findings)]) if self.findings
+                  else "Nothing wrong was found."]
+        blocks += [self._kernel(kernel) for kernel in self.kernels]
+        if any(line.kernel == kernel.name for kernel in self.kernels for line in self.lines):
+            blocks.append(LEGEND)
         if self.advice:
             blocks += ["\n".join(["What is slow", *(_bullet(sentence) for sentence in self.advice)])]
         return "\n\n".join(blocks)
@@ -126,7 +163,10 @@ class Report:
         grid, block = (" x ".join(str(n) for n in sizes) for sizes in (kernel.grid, kernel.block))
         barriers = f"{kernel.barriers} barrier{'s' * (kernel.barriers != 1)}"
         title = (f"{kernel.name}: {kernel.launches} launch{'es' * (kernel.launches != 1)}, grid {grid}, block {block}, "
-                 f"{kernel.shared_bytes} bytes of dynamic shared memory, {barriers}")
+                 f"{kernel.static_bytes + kernel.shared_bytes:,} bytes of shared memory a block, {barriers}, "
+                 + (f"{kernel.flops:,} FLOPs" if COUNTED else "FLOPs not counted on this machine")
+                 + (f" and {kernel.tensor_flops:,} on tensor cores" if kernel.tensor_flops else "")
+                 + "\n  It was ended before it was done: these are the counts until then." * kernel.cut_short)
         rows = [("line", "memory", "", "warps", "bytes", "sectors", "ideal", "conflicts", "waste")]
         for line in sorted((line for line in self.lines if line.kernel == kernel.name), key=_where):
             of_global = line.space == "global"
@@ -155,6 +195,11 @@ def _finding(f):
 
 
 def _advice(line):
+    if line.gaps * 2 > line.requests:
+        return (f"{line.place}: only {line.lanes / line.requests:.3g} of a warp's 32 threads take part in this "
+                f"{line.kind}, with idle ones between them: {line.waste:.1f} times the traffic: sectors move whole.\n"
+                "Threads of a warp that go different ways (if (i % 2)) wait for each other. Give the work to threads "
+                "that are neighbours: whole warps that are busy, and whole warps that are not.")
     if line.space == "global":
         return (f"{line.place}: a warp's {line.kind} touches {line.sectors / line.requests:.3g} sectors of 32 bytes "
                 f"where {line.ideal / line.requests:.3g} hold what it asks for: {line.waste:.1f} times the traffic.\n"
