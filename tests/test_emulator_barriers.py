@@ -29,7 +29,7 @@ def rungs():
     ops = load("emulated")
     named = [name for name in vars(numpy_ops)
              if name.endswith(("_forward", "_backward")) or name in ("adamw", "squared_norm")]
-    return [(op, kernel) for op in named for kernel in ops.kernels.get(op) or (None,)]
+    return [(op, kernel) for op in named if op in ops._rungs for kernel in ops.kernels.get(op) or (None,)]
 
 
 @functools.cache
