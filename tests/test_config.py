@@ -11,7 +11,10 @@ from minigpt.model import GPT
 COUNTS = {
     "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
     "llama2-7b": 6_738_415_616, "llama2-13b": 13_015_864_320, "llama2-70b": 68_976_648_192,
-    "llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496,
+    "llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496, "llama3-405b": 405_853_388_800,
+    "mistral-7b": 7_241_732_096, "smollm2-135m": 134_515_008, "moe-1.8t": 1_803_051_872_256,
+    "gpt3-small": 125_226_240, "gpt3-medium": 355_871_744, "gpt3-large": 760_300_032, "gpt3-xl": 1_315_723_264,
+    "gpt3-2.7b": 2_651_553_280, "gpt3-6.7b": 6_658_404_352, "gpt3-13b": 12_853_386_240, "gpt3-175b": 174_604_259_328,
     "mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": 140_620_634_112,
     "deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880, "deepseek-v3": 671_026_419_200,
 }
@@ -20,6 +23,13 @@ COUNTS = {
 @pytest.mark.parametrize("preset", COUNTS)
 def test_parameter_counts(preset):
     assert ModelConfig.preset(preset).num_parameters() == COUNTS[preset]
+
+
+def test_rotary_tables_are_no_parameters():
+    """Checkpoints of Llama 2 hold them as buffers, 64 numbers a layer, and are listed with that many more."""
+    listed = {"llama2-7b": 6_738_417_664, "llama2-13b": 13_015_866_880, "llama2-70b": 68_976_653_312}
+    for preset, count in listed.items():
+        assert count - COUNTS[preset] == 64 * ModelConfig.preset(preset).n_layer
 
 
 def test_active_parameters():

@@ -22,10 +22,11 @@ class Gpu:
     watts: float        # thermal design power
 
 
+GIB = 2**30             # an 80 GB card has 80 of these
 GPUS = {
-    "a100": Gpu(312e12, 0.869, 80e9, 2.04e12, 300e9, 25e9, 400),           # SXM, 80 GB; 200 Gbit/s InfiniBand
-    "h100": Gpu(989e12, 0.803, 80e9, 3.35e12, 450e9, 50e9, 700),           # SXM; 400 Gbit/s
-    "h200": Gpu(989e12, 0.803, 141e9, 4.80e12, 450e9, 50e9, 700),
+    "a100": Gpu(312e12, 0.869, 80 * GIB, 2.04e12, 300e9, 25e9, 400),           # SXM, 80 GB; 200 Gbit/s InfiniBand
+    "h100": Gpu(989e12, 0.803, 80 * GIB, 3.35e12, 450e9, 50e9, 700),           # SXM; 400 Gbit/s
+    "h200": Gpu(989e12, 0.803, 139 * GIB, 4.80e12, 450e9, 50e9, 700),
     "b200": Gpu(2250e12, 0.803, 180e9, 8.0e12, 900e9, 50e9, 1000),  # `reached` taken from the H100
 }
 

@@ -41,14 +41,12 @@ def activation_bytes(layer: Layer, tokens: int, tensor: int = 1, sequence_parall
 
 
 def kv_cache_bytes(config: ModelConfig, tokens: int = 1, size: int = 2) -> int:
-    """Bytes of the keys and values of that many tokens, in generation."""
-    return tokens * config.n_layer * _kept_numbers(config) * size
+    """Bytes that generation keeps of that many tokens: their keys and values, or the latent that these are made of."""
+    if config.kv_lora_rank:
+        return tokens * config.n_layer * (config.kv_lora_rank + config.qk_rope_head_dim) * size
+    return tokens * config.n_layer * 2 * config.n_kv_head * config.head_size * size
 
 
 def model_activation_bytes(config: ModelConfig, T: int, b: int = 1, **options) -> float:
     """activation_bytes of all layers, of b texts of T tokens."""
     return sum(activation_bytes(layer, b * T, **options) for layer in layers(config, T))
-
-
-def _kept_numbers(config):
-    return 2 * config.n_kv_head * config.head_size

@@ -1,0 +1,369 @@
+"""The planner against published tables: counts and FLOPs exactly, memory to the byte, plans beside measured runs; and
+what the command does with requests that cannot be met."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minigpt import cli
+from minigpt.config import ModelConfig
+from minigpt.scale.planner import chinchilla, published
+from minigpt.scale.planner.flops import forward_flops, layers, training_flops
+from minigpt.scale.planner.hardware import GPUS, PRECISIONS, ZERO_PAPER, Assumptions
+from minigpt.scale.planner.links import all_to_all_seconds, ring_bytes, ring_speed
+from minigpt.scale.planner.memory import activation_bytes, kv_cache_bytes, model_activation_bytes, state_bytes
+from minigpt.scale.planner.search import divisors, layouts, search, usable_bytes
+from minigpt.scale.planner.step import Job, Layout, bubble, estimate, memory, utilisation
+
+PF_DAYS = {"small": 2.60, "medium": 7.42, "large": 15.8, "xl": 27.5, "2.7b": 55.2, "6.7b": 139, "13b": 268,
+           "175b": 3640}
+
+
+def close(got, printed, digits):
+    """Equal to the printed number, of so many significant digits, within one unit of the last."""
+    unit = 10.0 ** (math.floor(math.log10(abs(printed))) - digits + 1)
+    return abs(got - printed) <= unit
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# parameters and FLOPs
+
+
+@pytest.mark.parametrize("name", published.GPT3)
+def test_gpt3_table(name):
+    """Table D.1: millions of parameters, beside what is counted; FLOPs and PF-days of 300 billion tokens."""
+    N = ModelConfig.preset(f"gpt3-{name}").num_parameters()
+    millions, flops = published.GPT3[name]
+    assert abs(N / 1e6 / millions - 1) < 0.004
+    by_printed = 6 * millions * 1e6 * 300e9
+    assert close(by_printed, flops, 3) and close(by_printed / 8.64e19, PF_DAYS[name], 3)
+
+
+def test_gpt3_misprints():
+    """The table prints 13B as 5140 wide with 40 heads of 128, and XL as 2048 wide with 24 heads of 128."""
+    assert 40 * 128 == ModelConfig.preset("gpt3-13b").n_embd == 5120 != 5140
+    assert 24 * 128 != 2048 == 16 * 128 == ModelConfig.preset("gpt3-xl").n_embd
+    assert ModelConfig.preset("gpt3-13b", n_embd=5140, n_head=20).num_parameters() == 12_952_938_780    # not 12,850 M
+
+
+def test_flops_of_gpt2_part_by_part():
+    """nanoGPT's transformer_sizing notebook, for a text of 1024 tokens."""
+    config = ModelConfig.preset("gpt2", bias=False)
+    parts = {name: 1024 * flops for name, flops in forward_flops(config, 1024).items()}
+    a_layer = {"attn.qkv": 3_623_878_656, "scores": 1_610_612_736, "reduce": 1_610_612_736, "attn.proj": 1_207_959_552,
+               "mlp.up": 4_831_838_208, "mlp.down": 4_831_838_208}
+    assert parts == {name: 12 * flops for name, flops in a_layer.items()} | {"head": 79_047_426_048}
+    assert sum(a_layer.values()) == 17_716_740_096 and sum(parts.values()) == 291_648_307_200
+    assert 1024 * training_flops(config, 1024) == 874_944_921_600
+    by_palm = 6 * (config.num_parameters() - 1024 * 768) + 12 * 12 * 768 * 1024
+    assert 1024 * by_palm == 875_062_886_400
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama3-8b", "mixtral-8x7b", "deepseek-v2-lite"])
+def test_flops_agree_with_the_model_config(preset):
+    config = ModelConfig.preset(preset)
+    assert sum(forward_flops(config, 100).values()) == config.flops_per_token(100)
+    assert sum(layer.linear + layer.attention for layer in layers(config, 100)) \
+        == config.flops_per_token(100) - 2 * config.vocab_size * config.n_embd
+    assert sum(layer.dense + layer.experts for layer in layers(config, 100)) == config.num_parameters() - sum(
+        math.prod(shape) for name, shape in config.parameter_shapes().items() if not name.startswith("h."))
+
+
+MEGATRON_P = (1_652_226_048, 3_562_162_176, 7_467_778_048, 18_449_743_872, 39_096_025_088, 76_050_718_720,
+              145_622_237_184, 310_130_507_776, 529_600_778_240, 1_008_038_707_200)
+MEGATRON_F = (1.5467e16, 3.2655e16, 6.7185e16, 3.2484e17, 1.0212e18, 2.3020e18, 5.6417e18, 1.1194e19, 2.2216e19,
+              5.1391e19)
+
+
+@pytest.mark.parametrize("name, P, F", list(zip(published.MEGATRON, MEGATRON_P, MEGATRON_F, strict=True)))
+def test_megatron_table(name, P, F):
+    """Parameters by the paper's formula (without the last norm) and as counted, FLOPs of an iteration by its formula
+    and as counted, and the name as printed."""
+    job, layout = published.megatron(name)
+    l, h, V, s, B = job.config.n_layer, job.config.n_embd, 51200, 2048, job.batch
+    assert round(12 * l * h**2 * (1 + 13 / (12 * h) + (V + s) / (12 * l * h))) == P
+    assert job.config.num_parameters() - 2 * h == P
+    assert f"{P / 1e9:.1f}B" == name
+    by_formula = 96 * B * s * l * h**2 * (1 + s / (6 * h) + V / (16 * l * h))
+    assert by_formula == pytest.approx(F, rel=5e-5)
+    assert training_flops(job.config, s, "full") * B * s == pytest.approx(by_formula, rel=1e-12)
+    assert layout.gpus == job.gpus and job.batch % (layout.data * layout.micro_batch) == 0
+
+
+def test_days_of_training():
+    """8 T P / (n X): GPT-3 in 34 days, a trillion parameters in 84, as printed."""
+    assert 8 * 300e9 * 175e9 / (1024 * 140e12) / 86400 == pytest.approx(33.9, abs=0.05)
+    job, _ = published.megatron("1008.0B")
+    assert 8 * 450e9 * 1e12 / (3072 * 163e12) / 86400 == pytest.approx(83.2, abs=0.05)
+    seconds = training_flops(job.config, 2048, "full") * job.batch * 2048 / (3072 * 163e12)
+    assert seconds == pytest.approx(102.6, abs=0.05)
+
+
+def test_model_flops_without_recomputation():
+    """72 B L s h^2 (1 + s/6h + V/12hL) (Korthikanti et al., appendix A)."""
+    for name in published.MEGATRON:
+        job, _ = published.megatron(name)
+        L, h, V, s = job.config.n_layer, job.config.n_embd, 51200, 2048
+        formula = 72 * L * h**2 * (1 + s / (6 * h) + V / (12 * h * L))
+        assert training_flops(job.config, s) == pytest.approx(formula, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", published.MEGATRON_CORE)
+def test_megatron_core_table(name):
+    """The name is the count; the printed share is of 989 TFLOP/s."""
+    *_, measured, percent = published.MEGATRON_CORE[name]
+    N = published.megatron_core(name)[0].config.num_parameters()
+    assert abs(N / 1e9 / float(name[:-1]) - 1) < 0.03
+    assert abs(100 * measured / 989 - percent) <= 1
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# utilisation
+
+
+def test_palms_utilisation():
+    """540.35e9 parameters, 238.3K tokens/s on 6144 TPU v4 (275 TFLOP/s): 46.2 %, 45.7 % without attention."""
+    attention = 12 * 118 * 48 * 256 * 2048
+    assert utilisation(238.3e3, 6 * 540.35e9 + attention, 6144, 275e12) == pytest.approx(0.4623, abs=5e-5)
+    assert utilisation(238.3e3, 6 * 540.35e9, 6144, 275e12) == pytest.approx(0.4573, abs=5e-5)
+    assert utilisation(65.43e3, 6 * 530e9, 2240, 312e12) == pytest.approx(0.2977, abs=5e-5)      # MT-NLG
+
+
+def test_llama3_table():
+    """Table 4: its shares are of 989 TFLOP/s; 16 M tokens a step; and 6 N D = 3.8e25 for 15.6 T tokens."""
+    for gpus, tensor, context, pipeline, data, T, batch, teraflops, percent in (
+            (8192, 8, 1, 16, 64, 8192, 32, 430, 43), (16384, 8, 1, 16, 128, 8192, 16, 400, 41),
+            (16384, 8, 16, 16, 8, 131072, 16, 380, 38)):
+        assert tensor * context * pipeline * data == gpus and data * batch * T == 16_777_216
+        assert abs(100 * teraflops / 989 - percent) < 1
+    assert 6 * ModelConfig.preset("llama3-405b").num_parameters() * 15.6e12 == pytest.approx(3.80e25, rel=1e-3)
+
+
+def test_bubble():
+    for p, m, idle, share in ((4, 8, 0.375, 0.27273), (8, 32, 0.21875, 0.17949), (64, 512, 0.12305, 0.10957)):
+        assert bubble(p, m) == pytest.approx(idle, abs=5e-6)
+        assert bubble(p, m) / (1 + bubble(p, m)) == pytest.approx(share, abs=5e-6)
+        assert bubble(p, m, chunks=2) == bubble(p, m) / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# memory
+
+
+def test_zeros_examples():
+    """ZeRO, figure 1 (7.5 billion parameters on 64 GPUs) and table 1 (a trillion on 1024), in GB."""
+    for N, shards, expected in ((7.5e9, 64, (120, 31.40625, 16.640625, 1.875)),
+                                (1e12, 1024, (16000, 4011.71875, 2013.671875, 15.625))):
+        got = [sum(state_bytes(N, ZERO_PAPER, zero, shards).values()) / 1e9 for zero in range(4)]
+        assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_megatron_cores_bytes_of_a_parameter():
+    """18; with the optimiser shared out, 6 + 12 / data."""
+    assert sum(state_bytes(1, PRECISIONS["bf16"]).values()) == 18
+    assert sum(state_bytes(1, PRECISIONS["bf16"], 1, 8).values()) == 6 + 12 / 8
+
+
+def test_activations_of_a_layer():
+    """Korthikanti et al., table 2, in bytes, for GPT-3's layer on a text of 2048 tokens and GPT-2's on 1024."""
+    gpt3, gpt2 = layers(ModelConfig.preset("gpt3-175b"), 2048)[0], layers(ModelConfig.preset("gpt2"), 1024)[0]
+
+    def kept(layer, tokens, **options):
+        return activation_bytes(layer, tokens, dropout=True, **options)
+
+    assert kept(gpt3, 2048) == 2_868_903_936
+    assert kept(gpt3, 2048, tensor=8) == 578_813_952
+    assert kept(gpt3, 2048, tensor=8, sequence_parallel=True) == 358_612_992
+    assert kept(gpt3, 2048, tensor=8, sequence_parallel=True, recompute="selective") == 106_954_752
+    assert kept(gpt3, 2048, tensor=8, recompute="full") == 50_331_648
+    assert kept(gpt2, 1024) == 89_653_248
+    assert kept(gpt2, 1024, recompute="selective") == 26_738_688
+    assert kept(gpt2, 1024, recompute="full") == 1_572_864
+    assert model_activation_bytes(ModelConfig.preset("gpt2"), 1024, dropout=True) == 12 * 89_653_248
+    assert 5 * gpt3.scores / gpt3.width == 80                                   # 5 a s / h, as the paper prints it
+
+
+def test_stages_hold_as_much_as_the_schedule_says():
+    """With p stages the first keeps p micro-batches: L layers' worth. Interleaving multiplies by 1 + (p-1)/(pv)."""
+    config = ModelConfig.preset("gpt3-175b")
+    job = Job(config, 2048, 64, GPUS["a100"], 8, PRECISIONS["bf16"])
+    plain = memory(job, Layout(1, 1, 8, zero=0))["activations"]
+    assert plain == pytest.approx(model_activation_bytes(config, 2048, recompute="selective"))
+    interleaved = memory(job, Layout(1, 1, 8, chunks=4, zero=0))["activations"]
+    assert interleaved / plain == pytest.approx(1 + 7 / (8 * 4))
+
+
+def test_every_parameter_lies_somewhere():
+    """The weights of all stages' GPUs add up to the model's, and a copy of the tied table."""
+    from minigpt.scale.planner.step import _stages
+    for preset in ("gpt2", "llama3-8b", "deepseek-v3"):
+        config = ModelConfig.preset(preset)
+        for pipeline, chunks in ((1, 1), (3, 1), (4, 2)):
+            stages = _stages(config, 1024, pipeline, chunks)
+            table = config.vocab_size * config.n_embd if config.tied and pipeline > 1 else 0
+            norm = config.n_embd * (2 if config.norm == "layernorm" else 1)
+            assert stages.dense.sum() + stages.experts.sum() == config.num_parameters() + table - norm
+            assert stages.width.sum() == config.n_layer * config.n_embd
+
+
+def test_kv_cache():
+    """Bytes a token, in 16 bits; DeepSeek-V3's is the latent: 61 (512 + 64) 2."""
+    per_token = {"gpt2": 36_864, "llama2-7b": 524_288, "llama3-8b": 131_072, "llama3-70b": 327_680,
+                 "deepseek-v3": 70_272}
+    assert {preset: kv_cache_bytes(ModelConfig.preset(preset)) for preset in per_token} == per_token
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Chinchilla
+
+
+def test_chinchilla():
+    printed, refit = chinchilla.PRINTED, chinchilla.REFIT
+    for N, D, loss in ((70e9, 1.4e12, 1.9366), (280e9, 300e9, 1.9933), (175e9, 300e9, 2.0023), (124.4e6, 10e9, 3.0599),
+                       (124.4e6, 300e9, 2.6601)):
+        assert printed.loss(N, D) == pytest.approx(loss, abs=5e-5)
+    for law, N_best, ratio in ((printed, 32.2e9, 92.7), (refit, 72.2e9, 18.4),
+                               (replace(printed, alpha=0.3392, beta=0.2849), 40.3e9, 59.1)):
+        N, D = law.best_size(5.76e23)
+        assert close(N, N_best, 3) and close(D / N, ratio, 3) and 6 * N * D == pytest.approx(5.76e23)
+        assert all(law.loss(N, D) < law.loss(N * x, D / x) for x in (0.9, 1.1))     # it is the minimum
+    assert refit.beta / (refit.alpha + refit.beta) == pytest.approx(0.5126, abs=5e-5)
+
+
+def test_chinchillas_table():
+    """Table 3: C = 6 N D to 5 %."""
+    for N, C, D in ((400e6, 1.92e19, 8.0e9), (1e9, 1.21e20, 20.2e9), (10e9, 1.23e22, 205.1e9), (67e9, 5.76e23, 1.5e12),
+                    (175e9, 3.85e24, 3.7e12), (280e9, 9.90e24, 5.9e12), (520e9, 3.43e25, 11.0e12),
+                    (1e12, 1.27e26, 21.2e12), (10e12, 1.30e28, 216.2e12)):
+        assert 0.95 < C / (6 * N * D) < 1.01
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what travels, and how long a step takes
+
+
+def test_rings_and_all_to_all():
+    """nccl-tests' factors; eight network cards serve a ring that takes in whole nodes, and one each an all-to-all."""
+    h100, exact = GPUS["h100"], Assumptions(link_efficiency=1.0)
+    assert ring_bytes(800, 8) == 700 and ring_bytes(800, 8, 2) == 1400 and ring_bytes(800, 1, 2) == 0
+    assert ring_speed(h100, exact, 8, 1) == 450e9 and ring_speed(h100, exact, 16, 1) == 400e9
+    assert ring_speed(h100, exact, 4, 8) == 50e9 and ring_speed(h100, exact, 4, 2) == 450e9
+    assert all_to_all_seconds(h100, exact, 8e9, 8, 1) == pytest.approx(7 / 450)
+    assert all_to_all_seconds(h100, exact, 16e9, 16, 1) == pytest.approx(8 / 50)
+
+
+@pytest.mark.parametrize("name", published.MEGATRON)
+def test_plans_of_megatrons_runs(name):
+    """Each of the ten is within 8 % of what was measured, and fits an A100."""
+    job, layout = published.megatron(name)
+    found = estimate(job, layout)
+    assert abs(found.hfu * 312 / published.MEGATRON[name][-1] - 1) < 0.08
+    assert sum(found.memory.values()) < usable_bytes(job)
+
+
+def test_published_page_is_fresh():
+    page = Path(published.__file__).with_suffix(".md").read_text(encoding="utf-8")
+    assert page == published.markdown() + "\n", "run: minigpt plan --published > minigpt/scale/planner/published.md"
+
+
+def test_parts_add_up():
+    job = Job(ModelConfig.preset("mixtral-8x7b"), 4096, 512, GPUS["h100"], 64, PRECISIONS["bf16"])
+    found = estimate(job, Layout(8, 2, 4, 4, 1, 2, 1, "selective"))
+    assert found.tokens_per_second == pytest.approx(512 * 4096 / sum(found.seconds.values()))
+    flops = training_flops(job.config, 4096)
+    assert found.mfu == pytest.approx(utilisation(found.tokens_per_second, flops, 64, 989e12))
+    assert found.seconds["expert parallel"] > 0 and found.sent["expert parallel"] > 0
+    recomputed = estimate(job, Layout(8, 2, 4, 4, 1, 2, 1, "full"))
+    assert recomputed.hfu > recomputed.mfu < found.mfu and sum(recomputed.memory.values()) < sum(found.memory.values())
+
+
+def test_search_finds_the_best_of_all():
+    job = Job(ModelConfig.preset("llama3-8b"), 8192, 64, GPUS["h100"], 16, PRECISIONS["bf16"])
+    found = search(job)
+    every = list(layouts(job, {}))
+    assert found.tried == len(every) == len(set(every)) and all(layout.gpus == 16 for layout in every)
+    assert all(sum(each.memory.values()) <= usable_bytes(job) for each in found.fitting)
+    assert all(held > usable_bytes(job) for _, held in found.too_large)
+    assert found.fitting[0].tokens_per_second == max(each.tokens_per_second for each in found.fitting)
+    assert search(job, tensor=8).fitting[0].layout.tensor == 8
+    assert divisors(360) == [n for n in range(1, 361) if 360 % n == 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the command
+
+
+def run(capsys, line):
+    code = cli.main(["plan", *line.split()])
+    out, error = capsys.readouterr()
+    return code, out, error
+
+
+def test_plan_as_text_json_and_picture(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    line = f"--preset moe-1.8t --gpus 25000 --tokens 13e12 --batch-tokens 6e7 --price 2 --picture {tmp_path}/plan.png"
+    code, shown, error = run(capsys, line)
+    assert (code, error) == (0, "")
+    for words in ("1,803,051,872,256", "an example of a mixture", "does not fit", "MFU", "tensor parallel", "assumed:"):
+        assert words in shown
+    assert "GPT-4" not in shown
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    plan = json.loads(run(capsys, line + " --json")[1])
+    best = plan["best"]
+    assert math.prod(best["layout"][part] for part in ("data", "tensor", "pipeline")) == 25000
+    assert plan["training"]["seconds"] == pytest.approx(13e12 / best["tokens_per_second"])
+    assert plan["training"]["cost"] == pytest.approx(2 * 25000 * plan["training"]["seconds"] / 3600)
+    assert best["memory_bytes"] <= plan["cluster"]["usable_bytes"]
+
+
+@pytest.mark.parametrize("line, message", [
+    ("--gpus 8", "--preset is missing"),
+    ("--preset gpt2", "--gpus is missing"),
+    ("--preset gtp2 --gpus 8", "no preset named 'gtp2', is 'gpt2' meant?"),
+    ("--preset gpt2 --gpus 8 --gpu h10", "no gpu named 'h10', is 'h100' meant?"),
+    ("--preset gpt2 --gpus 0", "'0' is not a positive number"),
+    ("--preset gpt2 --gpus -8", "'-8'"),
+    ("--preset gpt2 --gpus nan", "'nan' is not a positive number"),
+    ("--preset gpt2 --gpus 1e30", "'1e30' is not a whole number from 1 to 100,000,000"),
+    ("--preset gpt2 --gpus 2.5", "'2.5' is not a whole number"),
+    ("--preset gpt2 --gpus 8 --seq 0", "'0' is not a positive number"),
+    ("--preset gpt2 --gpus 8 --seq 4096", "--seq is 4096, must be at most 1024: gpt2 learns its positions"),
+    ("--preset gpt2 --gpus 8 --tokens inf", "'inf' is not a positive number"),
+    ("--preset gpt2 --gpus 8 --tokens 1e999", "'1e999' is not a positive number"),
+    ("--preset gpt2 --gpus 8 --batch-tokens x", "'x' is not a positive number"),
+    ("--preset gpt2 --gpus 8 --precision fp8", "invalid choice: 'fp8'"),
+    ("--preset moe-1.8t --gpus 8", "moe-1.8t does not fit: "),
+    ("--preset llama3-405b --gpus 63", "63 is odd"),
+    ("--preset gpt2 --gpus 100000 --batch-tokens 1e6", "splits a batch of 977 texts"),
+    ("--preset gpt2 --gpus 8 --tensor 3", "has the sizes asked for; its divisors are [1, 2, 4, 8]"),
+])
+def test_what_cannot_be_is_refused_in_one_line(capsys, line, message):
+    code, shown, error = run(capsys, line)
+    assert code == 2 and shown == ""
+    assert error.startswith("minigpt: ") and error.count("\n") == 1 and message in error, error
+
+
+def test_extremes_are_planned(capsys):
+    for line in ("--preset gpt2 --gpus 1 --seq 1 --tokens 1", "--preset llama-char --gpus 1 --gpu a100 --tokens 1e300",
+                 "--preset char --gpus 3 --batch-tokens 1000", "--preset gpt2-xl --gpus 25 --precision fp32"):
+        code, shown, error = run(capsys, line)
+        assert (code, error) == (0, ""), line
+        assert "nan" not in shown and "inf " not in shown
+
+
+def test_runs_without_torch_and_says_that_a_picture_needs_matplotlib(tmp_path):
+    code = f"""if True:
+        import sys
+        sys.modules["torch"] = sys.modules["matplotlib"] = None
+        from minigpt import cli
+        assert cli.main("plan --preset gpt2 --gpus 8".split()) == 0
+        assert cli.main("plan --preset gpt2 --gpus 8 --picture".split() + [{str(tmp_path / "x.png")!r}]) == 2"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("\n") == 1 and "--picture needs matplotlib" in result.stderr
+    assert not list(tmp_path.iterdir())
