@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from . import __version__
+from .ranks import is_first, is_first_to_fail, number_of_ranks
 
 COMMANDS = {
     "demo": ("minigpt.commands.demo", "train a small GPT on English for two minutes and see what it writes"),
@@ -36,16 +37,20 @@ def main(argv=None) -> int:
             sys.stdout.flush()
             return code
         except KeyboardInterrupt as stop:
-            _say(stop if stop.args else "interrupted")
+            if is_first():
+                _say(stop if stop.args else "interrupted")
             return 130
         except BrokenPipeError:  # the reader of our output has seen enough
             _discard_output()
             return 0
         except OSError as error:
-            _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
             _discard_output()
         except (ValueError, ImportError, FloatingPointError, MemoryError) as error:
-            _say(error if error.args else "out of memory")
+            _fail(error if error.args else "out of memory")
+        except Exception:  # a mistake of ours, or the end of another rank
+            if is_first_to_fail():
+                raise
     return 2
 
 
@@ -78,6 +83,12 @@ def _discard_output():
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message):
+    """Says what went wrong; where there are several ranks, the first that fails does, and which one it is."""
+    if is_first_to_fail():
+        _say(message if number_of_ranks() == 1 else f"rank {os.environ['RANK']}: {message}")
 
 
 def _say(message):

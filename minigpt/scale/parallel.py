@@ -34,7 +34,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..files import save_pretrained
-from ..train.ranks import Layout
+from ..ranks import Layout
 from . import checkpoint, places, tensor_parallel
 from .engine import MOMENTS, TorchEngine
 

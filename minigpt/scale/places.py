@@ -1,4 +1,4 @@
-"""Which part of every parameter a rank holds, in each layout of train/ranks.py. Models are cut by what stands here, and
+"""Which part of every parameter a rank holds, in each layout of ranks.py. Models are cut by what stands here, and
 checkpoints written and read.
 
 A Place is an axis and the ranges along it, in the order in which they lie in the rank's own tensor. Mostly that is one

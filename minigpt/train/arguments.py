@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from .ranks import Layout
+from ..ranks import Layout
 from .schedule import SCHEDULES
 
 # Names that people bring along from older versions or larger trainers, and what to do about them here.

@@ -28,7 +28,7 @@ from ..files.safetensors import SafeTensors, write_safetensors
 from ..model import GPT
 from ..moe import balance_experts, expert_load
 from .optimizer import AdamW, global_norm
-from .ranks import Alone
+from ..ranks import Alone
 
 IGNORED = -100  # the target of a position that does not count
 OPTIMIZER = "optimizer.safetensors"

@@ -30,7 +30,7 @@ from .engine import IGNORED, make_engine
 from .optimizer import clip_scale
 from .plot import plot_losses
 from .progress import Progress
-from .ranks import is_restart
+from ..ranks import is_restart
 from .schedule import learning_rate
 from .state import TrainerState, read_state, write_state
 

@@ -51,12 +51,25 @@ class Alone:
 
 
 def number_of_ranks():
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """As torchrun says it; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
 
 
 def is_first():
     """Whether this process is the one that talks."""
-    return os.environ.get("RANK", "0") == "0"
+    return number_of_ranks() == 1 or os.environ["RANK"] == "0"
+
+
+def is_first_to_fail():
+    """Whether this process is to say what went wrong: of several ranks the one that comes first, since the others fail
+    for no other reason, or only because it is gone."""
+    if number_of_ranks() == 1:
+        return True
+    try:
+        from .scale.parallel import store
+        return store().add("failed", 1) == 1
+    except (ImportError, RuntimeError):
+        return is_first()
 
 
 def is_restart():
