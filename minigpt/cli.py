@@ -8,7 +8,7 @@ import sys
 import warnings
 
 from . import __version__
-from .ranks import is_first, is_first_to_fail, number_of_ranks
+from .ranks import is_first, is_first_to_fail, is_loss_of_a_rank, number_of_ranks
 
 COMMANDS = {
     "demo": ("minigpt.commands.demo", "train a small GPT on English for two minutes and see what it writes"),
@@ -48,8 +48,11 @@ def main(argv=None) -> int:
             _discard_output()
         except (ValueError, ImportError, FloatingPointError, MemoryError) as error:
             _fail(error if error.args else "out of memory")
-        except Exception:  # a mistake of ours, or the end of another rank
-            if is_first_to_fail():
+        except Exception as error:
+            if is_loss_of_a_rank(error):
+                _fail("another rank is gone; training goes on from the newest checkpoint, by itself under torchrun "
+                      "--max-restarts, else with --resume")
+            elif is_first_to_fail():
                 raise
     return 2
 

@@ -49,6 +49,9 @@ class Alone:
     def agree(self, run):
         """ValueError if `run`, a dict that JSON can hold, is another one on another rank."""
 
+    def close(self):
+        """Says goodbye to the others; nothing can be computed together after this."""
+
 
 def number_of_ranks():
     """As torchrun says it; 1 without it."""
@@ -68,8 +71,14 @@ def is_first_to_fail():
     try:
         from .scale.parallel import store
         return store().add("failed", 1) == 1
-    except (ImportError, RuntimeError):
+    except (ImportError, RuntimeError, KeyError):
         return is_first()
+
+
+def is_loss_of_a_rank(error):
+    """Whether an error of torch's says no more than that another rank no longer answers."""
+    return isinstance(error, RuntimeError) and number_of_ranks() > 1 and any(
+        sign in str(error) for sign in ("closed by peer", "reset by peer", "Broken pipe", "imed out", "NCCL", "Gloo"))
 
 
 def is_restart():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from ..config import PRESETS, ModelConfig
+from ..ranks import is_first, is_restart, number_of_ranks
 from ..train import checkpoint
 from ..train.arguments import TrainingArguments
 from ..train.engine import TWIN_ONLY
@@ -101,16 +102,18 @@ def run(args):
     arguments = TrainingArguments(**given(args, TrainingArguments) | own)
     trainer = Trainer(make_model(args, config), arguments, train_dataset=train_dataset,
                       eval_dataset=eval_dataset, processing_class=tokenizer)
-    print(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
-          f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.engine.describe()['ops']}")
+    say = print if is_first() else lambda text: None
+    say(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
+        f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.engine.describe()['ops']}")
     train_and_save(trainer, args.resume)
-    print(f"The model is in {args.out}, its loss curve {picture(args.out)}. Let it write:\n"
-          f"  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
+    say(f"The model is in {args.out}, its loss curve {picture(args.out)}. Let it write:\n"
+        f"  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
+    trainer.ranks.close()
 
 
 def check_out(args):
     """ValueError, before any work is done, for a folder that this run may not write into."""
-    if checkpoint.holds_run(args.out) and not args.resume:
+    if checkpoint.holds_run(args.out) and not (args.resume or is_restart()):
         raise ValueError(f"--out {args.out} holds a run already; go on with it (--resume), or choose another folder")
 
 
@@ -160,9 +163,11 @@ def train_and_save(trainer, resume):
         if not stop.args:  # a second Ctrl-C, before anything was saved
             raise
         state, command = trainer.state, [argument for argument in sys.argv[1:] if argument != "--resume"]
+        ranks = number_of_ranks()
+        program = "minigpt" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m minigpt"
         raise KeyboardInterrupt(f"stopped after step {state.global_step} of {state.max_steps}, everything is saved; go "
-                                f"on with: minigpt {shlex.join(command)} --resume") from None
-    if before == trainer.state.global_step:
+                                f"on with: {program} {shlex.join(command)} --resume") from None
+    if before == trainer.state.global_step and is_first():
         print(f"Training is already at step {before} of {trainer.state.max_steps}.")
     trainer.save_model()
 

@@ -15,9 +15,9 @@ import torch
 
 from ..files import load_pretrained
 from ..files.safetensors import SafeTensors, write_safetensors
+from ..ranks import Alone
 from ..train.engine import OPTIMIZER, counted
 from ..train.optimizer import decays, read_moment
-from ..ranks import Alone
 from . import checkpoint, places
 from .precision import DTYPES, LossScale, autocast, precision
 from .twin import as_array

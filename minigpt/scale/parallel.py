@@ -68,7 +68,7 @@ class Ranks:
         if not dist.is_backend_available(backend):
             raise ValueError(f"parallel needs {backend} for ranks on {device_type}, which this torch was built without")
         if device_type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))          # that of best_device()
         dist.init_process_group(backend, store=store(), rank=int(os.environ["RANK"]),
                                 world_size=int(os.environ["WORLD_SIZE"]), timeout=TIMEOUT)
 
@@ -85,6 +85,9 @@ class Ranks:
 
     def wait(self):
         dist.barrier()
+
+    def close(self):
+        dist.destroy_process_group()
 
     def agree(self, run):
         """The first rank's is sent to all others, as JSON."""
@@ -167,7 +170,8 @@ class ParallelEngine(TorchEngine):
         """Around a micro-batch: gradients are added up over ranks after the last of a step only."""
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(now)
-        with contextlib.nullcontext() if now or self.module is self.model else self.module.no_sync():
+        waits = not now and isinstance(self.module, DistributedDataParallel)
+        with self.module.no_sync() if waits else contextlib.nullcontext():
             yield
 
     def _norm(self):

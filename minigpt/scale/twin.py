@@ -9,6 +9,7 @@ kernels="torch", torch's own under the same names (torch_kernels.py). Matrix pro
 from __future__ import annotations
 
 import operator
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -190,8 +191,8 @@ class TorchGPT(nn.Module):
 
 
 def best_device():
-    """Where a model trains fastest here: "cuda" where torch sees a GPU, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Where a model trains fastest here: a GPU where torch sees one (of several ranks, each its own), else "cpu"."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def as_array(tensor):

@@ -27,8 +27,8 @@ from ..files import load_pretrained
 from ..files.safetensors import SafeTensors, write_safetensors
 from ..model import GPT
 from ..moe import balance_experts, expert_load
+from ..ranks import Alone, number_of_ranks
 from .optimizer import AdamW, global_norm
-from ..ranks import Alone
 
 IGNORED = -100  # the target of a position that does not count
 OPTIMIZER = "optimizer.safetensors"
@@ -37,6 +37,9 @@ TWIN_ONLY = ("bf16", "fp16", "gradient_checkpointing", "torch_compile", "paralle
 
 def make_engine(model, args):
     """The engine for a model of that type. torch is not imported for a GPT."""
+    if number_of_ranks() > 1 and not args.parallel:
+        raise ValueError(f"Trainer: {number_of_ranks()} ranks were started, but parallel is None, so each would train "
+                         "for itself; give parallel, or start one")
     if isinstance(model, GPT):
         return OpsEngine(model, args)
     twin = sys.modules.get("minigpt.scale.twin")  # whoever has a twin has imported it

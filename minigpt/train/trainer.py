@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..files.atomic import atomic_write
+from ..ranks import is_restart
 from ..text.collators import DataCollatorForLanguageModeling
 from . import checkpoint, data
 from .arguments import TrainingArguments, unknown_argument
@@ -30,7 +31,6 @@ from .engine import IGNORED, make_engine
 from .optimizer import clip_scale
 from .plot import plot_losses
 from .progress import Progress
-from ..ranks import is_restart
 from .schedule import learning_rate
 from .state import TrainerState, read_state, write_state
 
@@ -151,6 +151,12 @@ class Trainer:
         lr = learning_rate(args, state.global_step, state.max_steps)
         try:
             loss, norm = self.engine.gradients(micro_batches)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):      # torch's is a RuntimeError
+                raise
+            raise MemoryError(f"out of memory in step {state.global_step + 1}; lower per_device_train_batch_size (now "
+                              f"{args.per_device_train_batch_size}) and raise gradient_accumulation_steps as much, or "
+                              "set gradient_checkpointing") from error
         except FloatingPointError as error:
             raise self._diverged(error) from None
         if not (math.isfinite(loss) and math.isfinite(norm)):
