@@ -14,6 +14,11 @@ CHOICES = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rope"), "a
            "gate": ("softmax", "sigmoid")}
 
 
+def is_trained(name: str) -> bool:
+    """Whether gradients move the parameter of that name: all but the bias of a router, which the load moves (moe.py)."""
+    return not name.endswith(".router.bias")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a GPT. The defaults are GPT-2 (124M); norm="rmsnorm", position="rope", activation="swiglu",

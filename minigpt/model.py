@@ -21,7 +21,7 @@ from types import ModuleType
 import numpy as np
 
 from . import ops as backends
-from .config import ModelConfig
+from .config import ModelConfig, is_trained
 from .generate import generate
 from .moe import experts_backward, experts_forward
 from .ops.memory import aligned_empty, aligned_zeros
@@ -69,7 +69,7 @@ class GPT:
 
     @functools.cached_property
     def grads(self):                        # made when first asked for: a model that only generates has none
-        return {name: aligned_zeros(param.shape, self.dtype) for name, param in self.params.items()}
+        return {name: aligned_zeros(x.shape, self.dtype) for name, x in self.params.items() if is_trained(name)}
 
     def zero_grad(self):
         self.expert_counts.clear()

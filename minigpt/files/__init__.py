@@ -66,8 +66,8 @@ def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     except ValueError as error:
         raise ValueError(f"{directory / CONFIG}: {error}") from None
     files = _weight_files(directory, PREFIX[kind])
-    parts = {"layers": 0 if config.share_layers else config.n_layer, "experts": config.n_expert if kind == "mixtral" else 0}
-    for part, number in parts.items():
+    apart = {"layers": config.n_layer * (not config.share_layers), "experts": config.n_expert * (kind == "mixtral")}
+    for part, number in apart.items():
         if number > len(files):
             raise ValueError(f"{directory / CONFIG}: asks for {number} {part}, the weights hold {len(files)} tensors")
     shapes, places = config.parameter_shapes(), layout(config, kind)

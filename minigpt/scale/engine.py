@@ -13,12 +13,14 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from ..config import is_trained
 from ..files import load_pretrained
 from ..files.safetensors import SafeTensors, write_safetensors
 from ..ranks import Alone
 from ..train.engine import OPTIMIZER, counted
 from ..train.optimizer import decays, read_moment
 from . import checkpoint, places
+from .moe import balance_experts, experts_of
 from .precision import DTYPES, LossScale, autocast, precision
 from .twin import as_array
 
@@ -58,10 +60,13 @@ class TorchEngine:
 
     def _backward(self, micro_batches):
         """Leaves the gradients, times the loss scale, in the parameters."""
-        divisor, total = max(1, *self.ranks.sum(sum(counted(micro_batches)))), 0.0
+        counts, total = counted(micro_batches), 0.0
+        divisor = max(1, *self.ranks.sum(sum(counts)))
         scale = self.scale.value if self.scale else 1.0
         self.optimizer.zero_grad()
         for number, (tokens, targets) in enumerate(micro_batches, 1):
+            for layer in experts_of(self.model):
+                layer.share = counts[number - 1] * scale / divisor
             with self._exchange(number == len(micro_batches)):
                 losses = self._losses(tokens, targets)                                              # (B, T)
                 (losses.sum() * (scale / divisor)).backward()
@@ -77,9 +82,11 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self._expert_load = balance_experts(self.model)
 
     def figures(self):
-        return {"loss_scale": self.scale.value, "skipped_steps": self.scale.skipped} if self.scale else {}
+        load = {"expert_load": self._expert_load} if self._expert_load else {}
+        return load | ({"loss_scale": self.scale.value, "skipped_steps": self.scale.skipped} if self.scale else {})
 
     @torch.no_grad()
     def sum_of_losses(self, tokens, targets):
@@ -110,7 +117,8 @@ class TorchEngine:
         self.load_weights(folder)
         state, shapes = SafeTensors(folder / OPTIMIZER), self.model.config.parameter_shapes()
         for kind in MOMENTS:
-            self._fill(kind, {name: read_moment(state, f"{kind}.{name}", shape) for name, shape in shapes.items()})
+            self._fill(kind, {name: read_moment(state, f"{kind}.{name}", shape) for name, shape in shapes.items()
+                              if is_trained(name)})
 
     def load_weights(self, folder):
         if checkpoint.is_sharded(folder):
@@ -123,6 +131,8 @@ class TorchEngine:
         for kind in kinds:
             tensors = {name: param.detach() if not kind else self.optimizer.state[param][MOMENTS[kind]]
                        for name, param in self.model.named_parameters()}
+            if not kind:
+                tensors |= {name: bias for name, bias in self.model.named_buffers() if not is_trained(name)}
             pieces = places.pieces(tensors, self.model.config, self._place)
             found |= {f"{kind}.{name}" if kind else name: piece for name, piece in pieces.items()}
         return found

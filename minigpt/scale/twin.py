@@ -23,6 +23,7 @@ from ..model import GPT, _checked_params, _random_params
 from ..ops import check, torch_ops
 from ..ops.numpy_ops import rope_tables
 from . import torch_kernels
+from .moe import Experts
 
 KERNELS = {"minigpt": torch_ops, "torch": torch_kernels}
 
@@ -56,7 +57,7 @@ class TorchGPT(nn.Module):
             if config.position == "learned":
                 self.wpe = nn.Parameter(torch.empty(shapes["wpe"]))                                 # (P, C)
             layers = {name.split(".")[1] for name in shapes if name.startswith("h.")}
-            self.h = nn.ModuleList(Block(config, ops) for _ in layers)
+            self.h = nn.ModuleList(Block(config, ops, i) for i in range(len(layers)))
             self.norm = Norm(config, ops)
             if not config.tied:
                 self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -204,10 +205,15 @@ def as_array(tensor):
 class Block(nn.Module):
     """One layer. h (B, T, C) is the residual stream, branch (B, T, C) what the layer before adds to it."""
 
-    def __init__(self, config, ops):
+    def __init__(self, config, ops, i):
         super().__init__()
         self.norm1, self.attn = Norm(config, ops), Attention(config, ops)
-        self.norm2, self.mlp = Norm(config, ops), MLP(config, ops)
+        self.norm2 = Norm(config, ops)
+        if config.has_experts(i):
+            width = config.n_expert_shared * config.expert_inner
+            self.mlp = Experts(config, ops, MLP(config, ops, width, bias=False) if width else None)
+        else:
+            self.mlp = MLP(config, ops, config.n_inner, config.bias)
 
     def forward(self, h, branch, angles, causal):
         h, y = self.norm1(h, branch)
@@ -261,12 +267,12 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """x (B, T, C) -> branch (B, T, C)."""
 
-    def __init__(self, config, ops):
+    def __init__(self, config, ops, n_inner, bias):
         super().__init__()
-        C, F, self.ops = config.n_embd, config.n_inner, ops
-        self.gate = nn.Linear(C, F, bias=config.bias) if config.activation == "swiglu" else None
-        self.up = nn.Linear(C, F, bias=config.bias)
-        self.down = nn.Linear(F, C, bias=config.bias)
+        C, F, self.ops = config.n_embd, n_inner, ops
+        self.gate = nn.Linear(C, F, bias=bias) if config.activation == "swiglu" else None
+        self.up = nn.Linear(C, F, bias=bias)
+        self.down = nn.Linear(F, C, bias=bias)
 
     def forward(self, x):
         up = self.up(x)                                                                             # (B, T, F)

@@ -66,8 +66,8 @@ class OpsEngine:
 
     def begin(self):
         args = self.args
-        self.optimizer = AdamW(self.model.params, self.model.ops, args.adam_beta1, args.adam_beta2, args.adam_epsilon,
-                               args.weight_decay)
+        self.optimizer = AdamW({name: self.model.params[name] for name in self.model.grads}, self.model.ops,
+                               args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay)
 
     def gradients(self, micro_batches):
         """The gradients of the micro-batches are divided by the targets of all of them, so they add up to the gradient
