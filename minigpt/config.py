@@ -15,7 +15,7 @@ CHOICES = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rope"), "a
 
 
 def is_trained(name: str) -> bool:
-    """Whether gradients move the parameter of that name: all but the bias of a router, which the load moves (moe.py)."""
+    """Whether gradients move the parameter of that name: all but the bias of a router, which the load moves."""
     return not name.endswith(".router.bias")
 
 

@@ -110,7 +110,7 @@ def one_process(rank, folder):
     moe.expert_parallel(layer, dist.group.WORLD)
     y = layer(x.requires_grad_())
     y.backward(dy)
-    load = moe.balance_experts(layer, dist.group.WORLD)
+    load = moe.balance_experts(layer)
     results = {"y": y.detach(), "dx": x.grad, "load": torch.tensor(load), "bias": layer.router.bias}
     results |= {f"d{name}": param.grad for name, param in layer.named_parameters()}
     torch.save(results, f"{folder}/{rank}.pt")

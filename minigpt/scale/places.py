@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch.distributed.tensor import DTensor
 
+from ..config import is_trained
+
 # Of a layer's matrices (out, in), the axis that tensor parallelism cuts; of the biases, those of an output that is cut.
 TENSOR_CUT = {"attn.qkv.weight": 0, "attn.qkv.bias": 0, "attn.proj.weight": 1, "mlp.gate.weight": 0,
               "mlp.gate.bias": 0, "mlp.up.weight": 0, "mlp.up.bias": 0, "mlp.down.weight": 1}
@@ -40,6 +42,8 @@ def whole(name, config):
 
 def fsdp(name, config, rank, ranks):
     """torch cuts rows into runs of ceil(rows / ranks); the last ranks may have fewer, or none."""
+    if not is_trained(name):
+        return whole(name, config)                                        # a buffer, which is not cut
     rows = config.parameter_shapes()[name][0]
     run = -(-rows // ranks)
     return Place(0, [(min(rank * run, rows), min((rank + 1) * run, rows))])
