@@ -17,7 +17,6 @@ from minigpt.model import GPT  # noqa: E402
 from minigpt.scale import TorchGPT  # noqa: E402
 from minigpt.scale.twin import KERNELS  # noqa: E402
 
-SHAPES = {name: config for name, config in SHAPES.items() if not config.n_expert}
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 every_kernels = pytest.mark.parametrize("kernels", KERNELS)
 

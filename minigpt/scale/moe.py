@@ -28,7 +28,7 @@ class Experts(nn.Module):
     """x (B, T, C) -> branch (B, T, C). `shared` is the MLP that every token goes through besides, or None.
 
     counts  (E,), how many tokens of this process each expert got while gradients were computed, or None
-    share   what the losses of the router are multiplied by: the next batch's part of a step's tokens, times a loss scale
+    share   what the losses of the router are multiplied by: the next batch's part of the tokens, times a loss scale
     """
 
     def __init__(self, config, ops, shared=None):

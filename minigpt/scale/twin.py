@@ -44,8 +44,6 @@ class TorchGPT(nn.Module):
         if config.kv_lora_rank:
             raise ValueError(f"TorchGPT: kv_lora_rank is {config.kv_lora_rank}, must be 0: latent attention is only "
                              "counted")
-        if config.n_expert:
-            raise ValueError(f"TorchGPT: n_expert is {config.n_expert}, must be 0: the twin has no mixture of experts")
         if kernels not in KERNELS:
             raise ValueError(f"TorchGPT: kernels is {kernels!r}, must be {' or '.join(KERNELS)}")
         self.config, self.kernels = config, kernels
