@@ -122,7 +122,7 @@ def test_the_runtime_is_clean_under_sanitizers(tmp_path):
                  "-o", "driver"]]
     for command in commands:
         done = subprocess.run([build.compiler(), *command], cwd=tmp_path, capture_output=True, text=True)
-        if "cannot find -lasan" in done.stderr:
+        if re.search("cannot find .*asan", done.stderr):
             pytest.skip("the compiler has no sanitizers")
         assert done.returncode == 0, done.stderr
     no_leaks = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}      # stacks are kept to the end

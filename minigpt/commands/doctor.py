@@ -86,11 +86,14 @@ def _backends(advice):
     print("\nbackends")
     for name, problem in backends.available().items():
         _line(name, problem is None, problem or ("the default" if name == backends.default() else ""))
-    if backends.available()["cpp"] is not None:
+    if not (shutil.which("addr2line") or shutil.which("llvm-addr2line")):
+        advice.append("so that the emulator can name lines, install addr2line (Debian: apt install binutils)")
+    if any(backends.available()[name] is not None for name in ("cpp", "emulated")):
         compilers = [c for c in ("c++", "g++", "clang++") if shutil.which(c)]
         print(f"  C++ compilers here: {', '.join(compilers) or 'none'}")
         if not compilers:
             advice.append("install a C++ compiler (Debian: apt install g++; macOS: xcode-select --install)")
+    if backends.available()["cpp"] is not None:
         advice.append("build the kernels: pip install -e . in the checkout, and read what it says about the kernels")
 
 
