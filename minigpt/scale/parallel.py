@@ -142,7 +142,8 @@ class ParallelEngine(TorchEngine):
         mesh = self.ranks.mesh["dp"]
         for module in [*self.model.h, self.model]:
             fully_shard(module, mesh=mesh)
-            module.set_gradient_divide_factor(1.0)                        # a sum, not a mean
+            module.set_gradient_divide_factor(1.0)                        # a sum, not a mean ...
+            module.set_force_sum_reduction_for_comms(True)                # ... and not by what gloo cannot do
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")         # of views, which nobody writes to
         return self.model
 
@@ -164,6 +165,12 @@ class ParallelEngine(TorchEngine):
 
     # -----------------------------------------------------------------------------------------------------------
     # the step
+
+    def sum_of_losses(self, tokens, targets):
+        total = super().sum_of_losses(tokens, targets)
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()                                         # which a backward pass would have done
+        return total
 
     @contextlib.contextmanager
     def _exchange(self, now):

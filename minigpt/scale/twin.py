@@ -121,10 +121,7 @@ class TorchGPT(nn.Module):
             angles = self.cos[:T], self.sin[:T]                                                     # (T, D/2)
         for i in range(self.config.n_layer):
             layer = self.h[i % len(self.h)]                               # one layer, again and again, or one each
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                h, branch = checkpoint(layer, h, branch, angles, self.config.causal, use_reentrant=False)
-            else:
-                h, branch = layer(h, branch, angles, self.config.causal)
+            h, branch = layer(h, branch, angles, self.config.causal, self.gradient_checkpointing)
         return self.norm(h, branch)[1]
 
     def _head_forward(self, y):
@@ -201,7 +198,8 @@ def as_array(tensor):
 
 
 class Block(nn.Module):
-    """One layer. h (B, T, C) is the residual stream, branch (B, T, C) what the layer before adds to it."""
+    """One layer. h (B, T, C) is the residual stream, branch (B, T, C) what the layer before adds to it. With
+    recompute=True nothing but these two is kept for the backward pass, which computes the layer again."""
 
     def __init__(self, config, ops, i):
         super().__init__()
@@ -213,7 +211,9 @@ class Block(nn.Module):
         else:
             self.mlp = MLP(config, ops, config.n_inner, config.bias)
 
-    def forward(self, h, branch, angles, causal):
+    def forward(self, h, branch, angles, causal, recompute=False):
+        if recompute and torch.is_grad_enabled():
+            return checkpoint(self.forward, h, branch, angles, causal, use_reentrant=False)
         h, y = self.norm1(h, branch)
         branch = self.attn(y, angles, causal)
         h, y = self.norm2(h, branch)
