@@ -170,6 +170,49 @@ def test_torch_twin_computes_our_loss():
     np.testing.assert_allclose(twin.h[1].qkv.bias.grad.numpy(), model.grads["h.1.attn.qkv.bias"], rtol=1e-3, atol=1e-6)
 
 
+def test_knowledge_arms_differ_in_the_places_alone():
+    """The control hides as many tokens, in spans of the same lengths, in every block."""
+    from minigpt.bench import knowledge
+    from minigpt.text import TextDataset, Tokenizer
+    from minigpt.text.world import World
+
+    world = World(**knowledge.WORLD)
+    tokenizer = Tokenizer.train(world.text(4), 700, special_tokens=["<mask>"])
+    control, names, _ = knowledge.arms(tokenizer, world, 0).values()
+    dataset, moved = TextDataset.from_tokens(tokenizer.encode(world.text(4)), knowledge.BLOCK), 0
+    for i in range(100):
+        units = [collator.choose(dataset[i], np.random.default_rng(i)) for collator in (control, names)]
+        lengths = [sorted(np.unique(unit[unit >= 0], return_counts=True)[1]) for unit in units]
+        assert lengths[0] == lengths[1] and sum(lengths[0]) > 0
+        moved += (units[0] != units[1]).any()
+    assert moved > 90
+
+
+def test_knowledge_is_measured_kept_and_its_table_follows(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    from minigpt.bench import knowledge
+
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "write", lambda: [])
+    monkeypatch.setattr(knowledge, "PICTURE", tmp_path / "knowledge.png")
+    assert knowledge.run(True, True, str(tmp_path / "copy.json"), lambda line: None) == 0
+    shown = capsys.readouterr().out
+    assert shown.strip() == knowledge.kept_table(tmp_path)
+    assert (tmp_path / "copy.json").read_bytes() == (tmp_path / "knowledge.json").read_bytes()
+    assert (tmp_path / "knowledge.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads((tmp_path / "copy.json").read_text())
+    assert set(result["arms"]) == {"random spans", "whole names", "names + triples"}
+    assert all(len(values) == 1 for figures in result["arms"].values() for values in figures.values())
+
+
+def test_the_knowledge_result_is_no_artefact():
+    """What is kept was learnt: above the best constant answer, in worlds whose text holds no question."""
+    result = json.loads((tables.RESULTS / "knowledge.json").read_text())
+    assert result["seeds"] >= 3 and result["tokens"] > 1_000_000
+    for name, figures in result["arms"].items():
+        assert np.mean(figures["precision_at_1"]) > result["chance"], name
+
+
 @needs_cpp
 def test_command_writes_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "measure", lambda *_, **__: {

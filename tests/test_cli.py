@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,28 @@ def test_a_tokenizer_may_be_trained_or_taken_from_a_folder(text_file, tmp_path):
     assert cli.main(train(text_file, tmp_path / "again", "--tokenizer", str(tmp_path / "bpe"))) == 0
     a, b = (weights(GPT.from_pretrained(tmp_path / out)) for out in ("bpe", "again"))
     assert a == b
+
+
+def test_the_objective_is_chosen(text_file, tmp_path, capsys):
+    """Masked, and knowledge with a list of names and triples: trained, stopped, resumed; the model is bidirectional."""
+    (tmp_path / "names.txt").write_text("bottles\nwall\n", encoding="utf-8")
+    (tmp_path / "triples.tsv").write_text("bottles\tstand on\twall\n", encoding="utf-8")
+    knowledge = ["--entities", tmp_path / "names.txt", "--triples", tmp_path / "triples.tsv"]
+    for objective, options in (("masked", []), ("knowledge", knowledge)):
+        out = tmp_path / objective
+        argv = [*map(str, train(text_file, out, "--objective", objective, "--save-steps", "2", *options))]
+        assert cli.main(argv) == 0
+        whole = weights(GPT.from_pretrained(out))
+        shutil.rmtree(out / "checkpoint-4")
+        assert cli.main([*argv, "--resume"]) == 0
+        assert weights(GPT.from_pretrained(out)) == whole
+        model, tokenizer = GPT.from_pretrained(out), Tokenizer.from_pretrained(out)
+        assert not model.config.causal and model.config.vocab_size == len(tokenizer)
+        assert tokenizer.mask_token == "<mask>"
+        assert "generate" not in capsys.readouterr().out
+        assert "must be causal to continue a text" in refused(capsys, ["generate", "--model", out, "--prompt", "7"])
+    other = train(text_file, tmp_path / "masked", "--resume", "--objective", "knowledge", *knowledge)
+    assert "data_collator was masked" in refused(capsys, other)
 
 
 class Parrot:
@@ -324,6 +347,11 @@ def test_bad_texts(tmp_path, capsys, command, content, message):
     (["--data", os.devnull], "is not a plain file, must be a UTF-8 text"),
     (["--data", "."], "--data: '.' is not a plain file, must be a UTF-8 text"),
     (["--seed", "-1"], "seed is -1, must be 0 or more"),
+    (["--objective", "electra"], "invalid choice: 'electra'"),
+    (["--objective", "knowledge"], "--objective knowledge needs the names to hide: --entities FILE"),
+    (["--objective", "knowledge", "--entities", "nowhere.txt"], "nowhere.txt: there is no such file"),
+    (["--entities", "names.txt"], "--entities is for --objective knowledge, the objective is causal"),
+    (["--objective", "knowledge", "--entities", __file__, "--triples", __file__], "line 1 is "),
 ])
 def test_bad_training_options(text_file, tmp_path, capsys, options, message):
     assert message in refused(capsys, train(text_file, tmp_path / "out", *options))

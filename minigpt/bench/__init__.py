@@ -6,6 +6,7 @@
     minigpt bench shakespeare --data FILE   a whole training run on a text, beside the same in torch
     minigpt bench all --keep     all of it, some eight minutes (with --data, sixteen); kept in minigpt/bench/results,
                                  README and headers redone
+    minigpt bench knowledge      what a masked model learns where whole names are hidden, against a control
     minigpt bench curves         fifty steps of training on every backend: one loss curve on top of the other
     minigpt bench gpu --out FILE   builds, tests, sanitizes and measures the CUDA kernels where there is a GPU: gpu.py
     minigpt bench tables         the README's table and the kernels' headers again, from the newest result kept
@@ -37,7 +38,7 @@ SECONDS = {"ops": 1.0, "train": 6, "decode": 6, "shakespeare": 0}  # meant for o
 
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=(*SECTIONS, "all", "curves", "gpu", "tables"),
+    parser.add_argument("what", choices=(*SECTIONS, "all", "knowledge", "curves", "gpu", "tables"),
                         help="what to measure; tables: only rewrite them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
@@ -69,6 +70,9 @@ def run(args):
         return curves.run(_progress)
     if args.keep and (args.tiny or args.only):
         raise ValueError("bench: --keep is for whole results, it cannot stand beside --tiny or --only")
+    if args.what == "knowledge":
+        from . import knowledge
+        return knowledge.run(args.keep, args.tiny, args.json, _progress)
     if args.threads < 1:
         raise ValueError(f"bench: --threads is {args.threads}, must be 1 or more")
     if args.what == "shakespeare" and not args.data:

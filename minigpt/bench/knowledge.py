@@ -8,8 +8,8 @@ that the text does not hold.
 
 All arms see the same number of tokens and hide the same share of them; seed by seed they have the same world, text,
 tokenizer, first weights and order of blocks. The control takes the lengths that name masking drew for the block and
-draws other places for them, so the arms differ in the places alone. Beside precision at 1 and mean reciprocal rank stands what it
-costs: the loss on ordinary text, sentences of the world without a fact, masked token by token (BERT).
+draws other places for them, so the first two differ in the places alone. Beside precision at 1 and mean reciprocal rank
+stands what it costs: the loss on ordinary text, sentences of the world without a fact, masked token by token (BERT).
 """
 
 import json
@@ -114,9 +114,9 @@ def loss(model, collator, dataset):
 def table(result):
     """The result in Markdown: mean and standard deviation over the seeds."""
     arms = result["arms"]
-    lines = [f"{result['parameters']:,} parameters, {result['tokens']:,} tokens to each arm, {result['seeds']} worlds of "
-             f"{result['facts']} facts with a seed each; {result['questions']} questions in held-out templates, of which "
-             f"{result['chance']:.0%} are answered by the best constant answer. Mean ± standard deviation over the "
+    lines = [f"{result['parameters']:,} parameters, {result['tokens']:,} tokens to each arm, {result['seeds']} seeds, "
+             f"each a world of {result['facts']} facts; {result['questions']} questions in held-out templates, of "
+             f"which the best constant answers get {result['chance']:.0%} right. Mean ± standard deviation over the "
              "seeds, by `minigpt bench knowledge --keep`.", "",
              "| " + " | ".join(["hidden", *FIGURES.values()]) + " |", "|---" * (1 + len(FIGURES)) + "|"]
     for name, figures in arms.items():
@@ -132,10 +132,9 @@ def verdict(result):
     for name in list(arms)[1:]:
         gains = np.subtract(arms[name]["precision_at_1"], arms["random spans"]["precision_at_1"])
         cost = np.subtract(arms[name]["ordinary_loss"], arms["random spans"]["ordinary_loss"])
-        word = "helped" if (gains > 0).all() else "hurt" if (gains < 0).all() else "made no clear difference"
-        sentences.append(f"*{name}* {word}: precision at 1 against the control {gains.mean():+.3f} "
-                         f"({', '.join(f'{gain:+.3f}' for gain in gains)} seed by seed), loss on ordinary text "
-                         f"{cost.mean():+.3f}.")
+        sentences.append(f"*{name}* against the control: precision at 1 {gains.mean():+.3f} (seed by seed "
+                         f"{', '.join(f'{gain:+.3f}' for gain in gains)}; better in {np.count_nonzero(gains > 0)} of "
+                         f"{len(gains)}), loss on ordinary text {cost.mean():+.3f}.")
     return " ".join(sentences)
 
 
@@ -178,7 +177,7 @@ def run(keep, tiny, json_file, progress):
     return 0
 
 
-def kept(results):
+def kept_table(results):
     """The table of the result kept in that folder, or None."""
     path = results / "knowledge.json"
     return table(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+from .knowledge import kept_table
 from .machine import limit
 
 RESULTS = Path(__file__).parent / "results"
@@ -245,6 +246,10 @@ def stale():
         before, _, rest = text.partition(README_BEGIN)
         after = rest.partition(README_END)[2]
         texts[readme] = text, f"{before}{README_BEGIN}\n{markdown_table(result, README_ROWS)}\n{README_END}{after}"
+    knowledge = kept_table(RESULTS)
+    if knowledge:
+        path = RESULTS / "knowledge.md"
+        texts[path] = path.read_text(encoding="utf-8") if path.exists() else "", knowledge + "\n"
     for path, folder, direction, rung in rung_files():
         text = path.read_text(encoding="utf-8")
         if len(MEASURED.findall(text)) != 1:

@@ -36,6 +36,13 @@ ENGINES, PRECISIONS, KERNELS = ("ops", "torch"), ("fp32", "bf16", "fp16"), ("min
 def add_arguments(parser):
     parser.add_argument("--data", required=True, metavar="FILE", help="any UTF-8 text")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for model, checkpoints, log and picture")
+    parser.add_argument("--objective", default="causal", choices=("causal", "masked", "knowledge"),
+                        help="predict the next token, hidden tokens (BERT), or hidden names (needs --entities); "
+                        "default: %(default)s")
+    parser.add_argument("--entities", metavar="FILE",
+                        help="knowledge: the names to hide, one a line, or WordNet's index.noun for its phrases")
+    parser.add_argument("--triples", metavar="FILE",
+                        help="knowledge: facts to mix in, one a line: subject, relation and object with tabs between")
     parser.add_argument("--preset", default="char", choices=PRESETS, metavar="NAME",
                         help=f"{', '.join(PRESETS)} (default: %(default)s)")
     parser.add_argument("--tokenizer", metavar="KIND", default=SUPPRESS,
@@ -93,21 +100,27 @@ def run(args):
 
     check_out(args)
     check_engine(args)
-    tokenizer = make_tokenizer(args)
-    config = ModelConfig.preset(args.preset, **given(args, ModelConfig) | {"vocab_size": tokenizer.vocab_size})
-    dataset = TextDataset(tokenizer, args.data, config.block_size + 1)
+    sources = read_knowledge(args)
+    tokenizer, causal = make_tokenizer(args), args.objective == "causal"
+    if not causal and tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    shape = {"vocab_size": tokenizer.vocab_size, "causal": causal}
+    config = ModelConfig.preset(args.preset, **given(args, ModelConfig) | shape)
+    dataset = TextDataset(tokenizer, args.data, config.block_size + causal)  # a causal model predicts the last one
     train_dataset, eval_dataset = dataset.split(args.eval_fraction)
     own = dict(output_dir=args.out, seed=args.seed, **schedule(args))
     own |= {name: True for name in ("bf16", "fp16") if name == args.precision}
     arguments = TrainingArguments(**given(args, TrainingArguments) | own)
-    trainer = Trainer(make_model(args, config), arguments, train_dataset=train_dataset,
-                      eval_dataset=eval_dataset, processing_class=tokenizer)
+    collator = make_collator(args, tokenizer, *sources)
+    trainer = Trainer(make_model(args, config), arguments, collator, train_dataset, eval_dataset, tokenizer)
     say = print if is_first() else lambda text: None
     say(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
         f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.engine.describe()['ops']}")
     train_and_save(trainer, args.resume)
-    say(f"The model is in {args.out}, its loss curve {picture(args.out)}. Let it write:\n"
-        f"  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
+    say(f"The model is in {args.out}, its loss curve {picture(args.out)}.")
+    if causal:
+        say(f"Let it write:
+  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
     trainer.ranks.close()
 
 
@@ -182,6 +195,29 @@ def make_tokenizer(args):
         if kind == "char":
             return CharTokenizer.train(file)
         return Tokenizer.train(file, getattr(args, "vocab_size", PRESETS[args.preset]["vocab_size"]))
+
+
+def read_knowledge(args):
+    """(names, sentences of triples) of --entities and --triples. ValueError for a file that holds none."""
+    from ..text.knowledge import read_names, read_triples, verbalise
+
+    if args.objective != "knowledge":
+        for name in ("entities", "triples"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} is for --objective knowledge, the objective is {args.objective}")
+        return [], []
+    if not args.entities:
+        raise ValueError("--objective knowledge needs the names to hide: --entities FILE")
+    return read_names(args.entities), verbalise(read_triples(args.triples)) if args.triples else []
+
+
+def make_collator(args, tokenizer, names, sentences):
+    """The collator of --objective; what it draws follows from the Trainer's seed."""
+    from ..text import DataCollatorForKnowledge, DataCollatorForLanguageModeling, Gazetteer
+
+    if args.objective == "knowledge":
+        return DataCollatorForKnowledge(tokenizer, Gazetteer(names, tokenizer), triples=sentences)
+    return DataCollatorForLanguageModeling(tokenizer) if args.objective == "masked" else None
 
 
 @contextmanager
