@@ -28,7 +28,7 @@ from ..text.knowledge import verbalise
 from ..text.world import World
 from ..train import Trainer, TrainingArguments
 
-SEEDS, STEPS, BATCH, BLOCK = 3, 1000, 32, 32
+SEEDS, STEPS, BATCH, BLOCK = 3, 2500, 32, 32
 ENTITY_SHARE, TRIPLE_SHARE = 0.5, 0.2
 WORLD = dict(people=16, cities=8, countries=8)
 TINY = dict(people=2, cities=2, countries=2)
