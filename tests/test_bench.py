@@ -178,7 +178,7 @@ def test_knowledge_arms_differ_in_the_places_alone():
 
     world = World(**knowledge.WORLD)
     tokenizer = Tokenizer.train(world.text(4), 700, special_tokens=["<mask>"])
-    control, names, _ = knowledge.arms(tokenizer, world, 0).values()
+    control, names, _ = knowledge.collators(tokenizer, world, 0).values()
     dataset, moved = TextDataset.from_tokens(tokenizer.encode(world.text(4)), knowledge.BLOCK), 0
     for i in range(100):
         units = [collator.choose(dataset[i], np.random.default_rng(i)) for collator in (control, names)]

@@ -13,8 +13,12 @@ stands what it costs: the loss on ordinary text, sentences of the world without 
 """
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +33,7 @@ from ..text.world import World
 from ..train import Trainer, TrainingArguments
 
 SEEDS, STEPS, BATCH, BLOCK = 3, 2500, 32, 32
+ARMS = ("random spans", "whole names", "names + triples")
 ENTITY_SHARE, TRIPLE_SHARE = 0.5, 0.2
 WORLD = dict(people=16, cities=8, countries=8)
 TINY = dict(people=2, cities=2, countries=2)
@@ -55,38 +60,52 @@ class RandomSpans(DataCollatorForKnowledge):
         return np.where(self._special[ids], -1, unit)
 
 
-def arms(tokenizer, world, seed):
-    """{name: collator}"""
+def collators(tokenizer, world, seed):
+    """{arm: its collator}"""
     names = Gazetteer(world.names(), tokenizer)
     options = dict(gazetteer=names, entity_share=ENTITY_SHARE, seed=seed)
     told = dict(triples=verbalise(world.triples), triple_share=TRIPLE_SHARE)
-    return {"random spans": RandomSpans(tokenizer, **options),
-            "whole names": DataCollatorForKnowledge(tokenizer, **options),
-            "names + triples": DataCollatorForKnowledge(tokenizer, **options, **told)}
+    made = (RandomSpans(tokenizer, **options), DataCollatorForKnowledge(tokenizer, **options),
+            DataCollatorForKnowledge(tokenizer, **options, **told))
+    return dict(zip(ARMS, made, strict=True))
 
 
 def measure(progress, tiny=False):
-    """{"settings", "chance", "questions", "arms": {name: {figure: [of each seed]}}}"""
-    seeds, steps, times = (1, 3, 4) if tiny else (SEEDS, STEPS, TIMES)
+    """{"arms": {name: {figure: [of each seed]}}, "chance", "seeds", ...}. A model this small is best trained by one
+    thread, so as many arms are trained at once, each in a process of its own, as there are cores."""
+    jobs = [(seed, name, tiny) for seed in range(1 if tiny else SEEDS) for name in ARMS]
     result, started = {"arms": {}}, time.perf_counter()
-    for seed in range(seeds):
-        world = World(**TINY if tiny else WORLD, seed=seed)
-        text = world.text(times)
-        tokenizer = Tokenizer.train(text, 400 if tiny else VOCABULARY, special_tokens=["<mask>"])
-        dataset = TextDataset.from_tokens(tokenizer.encode(text), BLOCK)
-        ordinary = TextDataset.from_tokens(tokenizer.encode("\n".join(world.filler(400, seed=1))), BLOCK)
-        questions = [Cloze(f"\n{sentence}\n", *rest) for sentence, *rest in world.questions()]
-        for name, collator in arms(tokenizer, world, seed).items():
-            progress(f"{time.perf_counter() - started:4.0f} s  seed {seed + 1} of {seeds}: {name}")
-            model = train(tokenizer, collator, dataset, steps, seed)
-            found = probe(model, tokenizer, questions)
-            found["ordinary_loss"] = loss(model, DataCollatorForLanguageModeling(tokenizer, seed=0), ordinary)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, ((_, name, _), found) in enumerate(zip(jobs, pool.map(_in_a_process, jobs), strict=True), 1):
+            progress(f"{time.perf_counter() - started:4.0f} s  {number} of {len(jobs)} models: {name}, precision at 1 "
+                     f"{found['precision_at_1']:.2f}")
             for figure in FIGURES:
                 result["arms"].setdefault(name, {}).setdefault(figure, []).append(found[figure])
-    tokens = steps * BATCH * BLOCK
-    return result | {"chance": found["chance"], "questions": found["questions"], "seeds": seeds, "tokens": tokens,
-                     "facts": len(world.triples), "parameters": model.num_parameters(),
-                     "seconds": round(time.perf_counter() - started)}
+    same = {key: found[key] for key in ("chance", "questions", "facts", "tokens", "parameters")}
+    return result | same | {"seeds": len(jobs) // len(ARMS), "seconds": round(time.perf_counter() - started)}
+
+
+def _in_a_process(job):
+    """measure_arm(*job) in a Python of its own. ChildProcessError, with its last words, if it fails."""
+    done = subprocess.run([sys.executable, "-m", "minigpt.bench.knowledge", json.dumps(job)], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise ChildProcessError(f"bench knowledge: a model could not be trained: {done.stderr.strip()[-200:]}")
+    return json.loads(done.stdout)
+
+
+def measure_arm(seed, name, tiny=False):
+    """Trains one model and asks it."""
+    world, steps = World(**TINY if tiny else WORLD, seed=seed), 3 if tiny else STEPS
+    text = world.text(4 if tiny else TIMES)
+    tokenizer = Tokenizer.train(text, 400 if tiny else VOCABULARY, special_tokens=["<mask>"])
+    dataset = TextDataset.from_tokens(tokenizer.encode(text), BLOCK)
+    ordinary = TextDataset.from_tokens(tokenizer.encode("\n".join(world.filler(400, seed=1))), BLOCK)
+    model = train(tokenizer, collators(tokenizer, world, seed)[name], dataset, steps, seed)
+    found = probe(model, tokenizer, [Cloze(f"\n{sentence}\n", *rest) for sentence, *rest in world.questions()])
+    cost = loss(model, DataCollatorForLanguageModeling(tokenizer, seed=0), ordinary)
+    return found | {"ordinary_loss": cost, "facts": len(world.triples), "tokens": steps * BATCH * BLOCK,
+                    "parameters": model.num_parameters()}
 
 
 def train(tokenizer, collator, dataset, steps, seed):
@@ -181,3 +200,7 @@ def kept_table(results):
     """The table of the result kept in that folder, or None."""
     path = results / "knowledge.json"
     return table(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_arm(*json.loads(sys.argv[1]))))
