@@ -87,8 +87,8 @@ def measure(progress, tiny=False):
 
 def _in_a_process(job):
     """measure_arm(*job) in a Python of its own. ChildProcessError, with its last words, if it fails."""
-    done = subprocess.run([sys.executable, "-m", "minigpt.bench.knowledge", json.dumps(job)], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "minigpt.bench.knowledge", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise ChildProcessError(f"bench knowledge: a model could not be trained: {done.stderr.strip()[-200:]}")
     return json.loads(done.stdout)
