@@ -119,8 +119,7 @@ def run(args):
     train_and_save(trainer, args.resume)
     say(f"The model is in {args.out}, its loss curve {picture(args.out)}.")
     if causal:
-        say(f"Let it write:
-  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
+        say(f"Let it write:\n  minigpt generate --model {shlex.quote(args.out)} --prompt \"...\"")
     trainer.ranks.close()
 
 
