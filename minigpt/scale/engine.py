@@ -18,9 +18,11 @@ from ..files import load_pretrained
 from ..files.safetensors import SafeTensors, write_safetensors
 from ..ranks import Alone
 from ..train.engine import OPTIMIZER, counted
+from ..train.muon import is_hidden
 from ..train.optimizer import decays, read_moment
 from . import checkpoint, places
 from .moe import balance_experts, experts_of
+from .muon import MuonAndAdamW
 from .precision import DTYPES, LossScale, autocast, precision
 from .twin import as_array
 
@@ -43,11 +45,16 @@ class TorchEngine:
                 "torch_compile": self.args.torch_compile}
 
     def begin(self):
-        args, params = self.args, [param for param in self.model.parameters() if param.requires_grad]
-        groups = [{"params": [p for p in params if decays(p)], "weight_decay": args.weight_decay},
-                  {"params": [p for p in params if not decays(p)], "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2),
-                                           eps=args.adam_epsilon, fused=self.model.device.type in ("cpu", "cuda"))
+        args, groups = self.args, {}
+        for name, param in self.model.named_parameters():
+            group = args.optim == "muon" and is_hidden(name, param.ndim), decays(param)
+            groups.setdefault(group, []).append(param)
+        groups = [{"params": params, "weight_decay": args.weight_decay if decaying else 0.0,
+                   "muon_lr_ratio": args.muon_learning_rate / args.learning_rate if muon else None}
+                  for (muon, decaying), params in groups.items()]
+        kind = MuonAndAdamW if args.optim == "muon" else torch.optim.AdamW
+        self.optimizer = kind(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2),
+                              eps=args.adam_epsilon, fused=self.model.device.type in ("cpu", "cuda"))
         self.scale = LossScale() if self.precision == "fp16" else None
 
     def gradients(self, micro_batches):
@@ -98,7 +105,7 @@ class TorchEngine:
     def save(self, folder, tokenizer):
         self.model.save_pretrained(folder, tokenizer)
         state = {f"{ours}.{name}": as_array(self.optimizer.state[param][theirs])
-                 for ours, theirs in MOMENTS.items() for name, param in self.model.named_parameters()}
+                 for name, param in self.model.named_parameters() for ours, theirs in self._moments(name).items()}
         write_safetensors(folder / OPTIMIZER, state)
         if self.scale:
             self.scale.save(folder)
@@ -107,8 +114,8 @@ class TorchEngine:
         self.model.save_pretrained(folder, tokenizer)
 
     def load(self, folder, step):
-        for param in self.model.parameters():
-            moments = {theirs: torch.zeros_like(param) for theirs in MOMENTS.values()}
+        for name, param in self.model.named_parameters():
+            moments = {theirs: torch.zeros_like(param) for theirs in self._moments(name).values()}
             self.optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
         if self.scale:
             self.scale.load(folder)
@@ -118,19 +125,24 @@ class TorchEngine:
         state, shapes = SafeTensors(folder / OPTIMIZER), self.model.config.parameter_shapes()
         for kind in MOMENTS:
             self._fill(kind, {name: read_moment(state, f"{kind}.{name}", shape) for name, shape in shapes.items()
-                              if is_trained(name)})
+                              if is_trained(name) and kind in self._moments(name)})
 
     def load_weights(self, folder):
         if checkpoint.is_sharded(folder):
             return checkpoint.read(folder, self._pieces(""))
         self._fill("", load_pretrained(folder)[1])
 
+    def _moments(self, name):
+        """What the optimiser keeps for a parameter, {our name: torch's}: Muon has a momentum alone."""
+        muon = self.args.optim == "muon" and is_hidden(name, len(self.model.config.parameter_shapes()[name]))
+        return {"m": MOMENTS["m"]} if muon else MOMENTS
+
     def _pieces(self, *kinds):
         """{name: Piece} of the weights (""), and of the moments "m" and "v", that are here."""
         found = {}
         for kind in kinds:
             tensors = {name: param.detach() if not kind else self.optimizer.state[param][MOMENTS[kind]]
-                       for name, param in self.model.named_parameters()}
+                       for name, param in self.model.named_parameters() if not kind or kind in self._moments(name)}
             if not kind:
                 tensors |= {name: bias for name, bias in self.model.named_buffers() if not is_trained(name)}
             pieces = places.pieces(tensors, self.model.config, self._place)

@@ -125,6 +125,8 @@ class ParallelEngine(TorchEngine):
         layout = self.layout = Layout.parse(args.parallel)
         if layout.kind == "tp":
             tensor_parallel.check(model.config, layout.inner)
+        if args.optim == "muon" and layout.kind in ("fsdp", "tp"):
+            raise ValueError(f"Trainer: optim is 'muon', must be 'adamw' with {layout.kind}: Muon needs whole matrices")
         self.ranks = Ranks(layout, model.device.type)
         inner = self.ranks.inner
         self._place = {

@@ -26,7 +26,6 @@ ELSEWHERE = {
     "no_cuda": "leave it out: the model decides where it computes, GPT(config, ops=...)",
     "use_cpu": "leave it out: the model decides where it computes, GPT(config, ops=...)",
     "logging_dir": "leave it out: the log is metrics.jsonl in output_dir",
-    "optim": "leave it out: the optimiser is AdamW",
     "metric_for_best_model": "leave it out: the best model is the one with the lowest eval_loss",
     "dataloader_drop_last": "leave it out: batches run on over the end of an epoch, so every one is full",
 }
@@ -59,6 +58,8 @@ class TrainingArguments:
     lr_scheduler_kwargs: dict | None = None  # {"min_lr": x} for cosine_with_min_lr
     warmup_steps: float = 0  # below 1: a fraction of all steps
     weight_decay: float = 0.0  # of matrices; never of biases and norm weights
+    optim: str = "adamw"  # or "muon": the matrices of the layers by Muon, the rest by AdamW (muon.py)
+    muon_learning_rate: float = 0.02  # of those matrices; learning_rate is that of the rest
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
@@ -102,13 +103,14 @@ class TrainingArguments:
         self._integer("max_steps", -1)
         if self.max_steps == 0:
             self._refuse("max_steps", "1 or more, or -1 to train for num_train_epochs")
-        for name in ("num_train_epochs", "learning_rate", "adam_epsilon"):
+        for name in ("num_train_epochs", "learning_rate", "muon_learning_rate", "adam_epsilon"):
             self._number(name, lambda x: x > 0, "more than 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
             self._number(name, lambda x: x >= 0, "0 or more")
         for name in ("adam_beta1", "adam_beta2"):
             self._number(name, lambda x: 0 <= x < 1, "in [0, 1)")
         self._one_of("lr_scheduler_type", SCHEDULES)
+        self._one_of("optim", ("adamw", "muon"))
         self._one_of("eval_strategy", ("no", "steps", "epoch"))
         self._one_of("save_strategy", ("no", "steps", "epoch", "best"))
         self._one_of("report_to", ("none",))

@@ -28,6 +28,7 @@ from ..files.safetensors import SafeTensors, write_safetensors
 from ..model import GPT
 from ..moe import balance_experts, expert_load
 from ..ranks import Alone, number_of_ranks
+from .muon import Muon
 from .optimizer import AdamW, global_norm
 
 IGNORED = -100  # the target of a position that does not count
@@ -66,8 +67,12 @@ class OpsEngine:
 
     def begin(self):
         args = self.args
-        self.optimizer = AdamW({name: self.model.params[name] for name in self.model.grads}, self.model.ops,
-                               args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay)
+        params = {name: self.model.params[name] for name in self.model.grads}
+        adam = dict(beta1=args.adam_beta1, beta2=args.adam_beta2, eps=args.adam_epsilon, weight_decay=args.weight_decay)
+        if args.optim == "muon":
+            self.optimizer = Muon(params, self.model.ops, args.muon_learning_rate, args.learning_rate, **adam)
+        else:
+            self.optimizer = AdamW(params, self.model.ops, **adam)
 
     def gradients(self, micro_batches):
         """The gradients of the micro-batches are divided by the targets of all of them, so they add up to the gradient

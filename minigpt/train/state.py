@@ -66,4 +66,9 @@ def _is_float(x):
 def _is_log(x):
     return type(x) is list and all(
         type(entry) is dict and {"step", "epoch"} <= entry.keys()
-        and type(entry["step"]) is int and all(type(value) in (int, float) for value in entry.values()) for entry in x)
+        and type(entry["step"]) is int and all(map(_is_figure, entry.values())) for entry in x)
+
+
+def _is_figure(x):
+    """A number, or a list of them: one for each layer."""
+    return type(x) in (int, float) or type(x) is list and all(type(value) is float for value in x)

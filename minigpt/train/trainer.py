@@ -36,8 +36,8 @@ from .state import TrainerState, read_state, write_state
 
 # The arguments that the weights depend on. The length of the run joins them where the schedule stretches over it.
 SAMPLES = "samples_per_step"
-EXACT = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1",
-         "adam_beta2", "adam_epsilon", "max_grad_norm", "seed")
+EXACT = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "optim",
+         "muon_learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed")
 
 
 class TrainOutput(NamedTuple):
