@@ -1,11 +1,13 @@
 """Objectives: what the collators hide, and the Trainer with them. The outside judge is transformers' own collator."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from training import at_step, tokens, weights
 
+import minigpt
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.text import CharTokenizer, DataCollatorForLanguageModeling, TextDataset, Tokenizer, default_corpus
@@ -30,7 +32,12 @@ def folder(tmp_path_factory, bpe_tokenizer):
 # the listing
 
 
-def test_the_listing_runs(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ["ops", "torch"])
+def test_the_listing_runs(folder, tmp_path, monkeypatch, engine):
+    """For GPT and, under the name GPT, for its torch twin."""
+    if engine == "torch":
+        pytest.importorskip("torch")
+    GPT = minigpt.GPT if engine == "ops" else importlib.import_module("minigpt.scale").TorchGPT
     monkeypatch.chdir(folder)
     PATH, training_args, eval_dataset = "model", TrainingArguments(str(tmp_path), max_steps=2, logging_steps=1), None
 
@@ -44,7 +51,7 @@ def test_the_listing_runs(folder, tmp_path, monkeypatch):
     trainer.train()
 
     trainer.save_model()
-    assert not GPT.from_pretrained(tmp_path).config.causal
+    assert type(trainer.model) is GPT and not GPT.from_pretrained(tmp_path).config.causal
     assert all(np.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
 
 
