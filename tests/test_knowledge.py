@@ -134,12 +134,21 @@ def test_sentences_of_triples_take_their_share_of_the_rows(world, tokenizer):
         assert all(line in sentences for line in text.split("\n")[:-1])
 
 
+def test_a_causal_model_is_told_triples_too(world, tokenizer):
+    sentences = verbalise(world.triples)
+    collator = DataCollatorForKnowledge(tokenizer, Gazetteer(world.names(), tokenizer), triples=sentences,
+                                        triple_share=1.0, mlm=False, seed=0)
+    batch = collator([[1] * 60])
+    assert (batch["labels"] == batch["input_ids"]).all()
+    assert all(line in sentences for line in tokenizer.decode(batch["input_ids"][0]).split("\n")[:-1])
+
+
 def test_bad_arguments_of_the_knowledge_collator(world, tokenizer):
     gazetteer = Gazetteer(world.names(), tokenizer)
     with pytest.raises(TypeError, match="gazetteer is .*, must be a Gazetteer"):
         DataCollatorForKnowledge(tokenizer, ["Ann"])
-    for options, words in ((dict(mlm=False), "mlm is False"), (dict(entity_share=2), "entity_share is 2"),
-                           (dict(triple_share=-1), "triple_share is -1")):
+    for options, words in ((dict(whole_word_mask=True), "whole_word_mask is True"),
+                           (dict(entity_share=2), "entity_share is 2"), (dict(triple_share=-1), "triple_share is -1")):
         with pytest.raises(ValueError, match=f"DataCollatorForKnowledge: {words}"):
             DataCollatorForKnowledge(tokenizer, gazetteer, **options)
     with pytest.raises(ValueError, match="there is no name that the tokenizer can write"):

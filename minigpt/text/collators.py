@@ -8,6 +8,7 @@ All randomness comes from a generator an item. The Trainer names each item by it
 of step s are the same after a restart, whatever the batch size, and different in every epoch.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -75,7 +76,6 @@ class DataCollatorForLanguageModeling:
         self.mlm_probability, self.mask_replace_prob = mlm_probability, mask_replace_prob
         self.random_replace_prob, self.pad_to_multiple_of = random_replace_prob, pad_to_multiple_of
         self.return_tensors, self.seed = return_tensors, seed
-        self.words = Words(tokenizer)
         self._special = np.isin(np.arange(len(tokenizer)), list(tokenizer.special_tokens.values()))     # (V,)
         self._stream = np.random.default_rng(seed)
 
@@ -90,6 +90,10 @@ class DataCollatorForLanguageModeling:
             generators = [np.random.default_rng([*own, *key]) for key in keys]
         pairs = [self.label(ids, rng) for ids, rng in zip(rows, generators, strict=True)]
         return self._batch(pairs)
+
+    @functools.cached_property
+    def words(self) -> Words:
+        return Words(self.tokenizer)
 
     def fingerprint(self) -> str:
         """All that decides what the collator makes of an item and its key."""

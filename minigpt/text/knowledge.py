@@ -97,16 +97,18 @@ class DataCollatorForKnowledge(DataCollatorForLanguageModeling):
     gazetteer      the names.
     entity_share   the share of the budget (mlm_probability of the tokens that are not special) for names: they are
                    taken in random order as long as they fit, and the rest of the budget goes to tokens outside of them.
-                   A name is masked, replaced by random tokens or kept as one (SpanBERT, arXiv:1907.10529).
+                   A name is masked, replaced by random tokens or kept as one (SpanBERT, arXiv:1907.10529). Not all of
+                   the budget, because a sentence of which all names are hidden tells nothing about any.
     triples        sentences that tell facts (see `verbalise`), and triple_share: the share of the rows in which such
-                   sentences, in random order, stand instead of the text. The number of tokens remains.
+                   sentences, in random order, stand instead of the text. The number of tokens remains. With mlm=False
+                   that is all that is done, for a causal model.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         gazetteer: Gazetteer,
-        entity_share: float = 1.0,
+        entity_share: float = 0.5,
         triples: Sequence[str] = (),
         triple_share: float = 0.1,
         **options,
@@ -114,9 +116,8 @@ class DataCollatorForKnowledge(DataCollatorForLanguageModeling):
         super().__init__(tokenizer, **options)
         if not isinstance(gazetteer, Gazetteer):
             raise TypeError(f"{self.name}: gazetteer is {gazetteer!r}, must be a Gazetteer")
-        if not self.mlm or self.whole_word_mask:
-            raise ValueError(f"{self.name}: mlm is {self.mlm} and whole_word_mask {self.whole_word_mask}, must be True "
-                             "and False: names are masked")
+        if self.whole_word_mask:
+            raise ValueError(f"{self.name}: whole_word_mask is True, must be False: names are masked")
         check_share(self.name, "entity_share", entity_share)
         check_share(self.name, "triple_share", triple_share)
         self.gazetteer, self.entity_share = gazetteer, entity_share
