@@ -23,6 +23,7 @@ import numpy as np
 from . import ops as backends
 from .config import ModelConfig, is_trained
 from .generate import generate
+from .latent_attention import latent_attention_backward, latent_attention_forward
 from .moe import experts_backward, experts_forward
 from .ops.memory import aligned_empty, aligned_zeros
 from .ops.numpy_ops import rope_tables
@@ -46,8 +47,6 @@ class GPT:
                  params: dict[str, np.ndarray] | None = None):
         if not isinstance(config, ModelConfig):
             raise TypeError(f"GPT: config is {config!r}, must be a ModelConfig")
-        if config.kv_lora_rank:
-            raise ValueError(f"GPT: kv_lora_rank is {config.kv_lora_rank}, must be 0: latent attention is only counted")
         self.config = config
         self.ops = backends.load(ops or backends.default()) if ops is None or isinstance(ops, str) else ops
         if not hasattr(self.ops, "linear_forward"):
@@ -62,7 +61,7 @@ class GPT:
         self._buffers = {}                  # {name: (flat array, the view of it that was last in use)}
         self._saved = {}                    # {part of the model: what its backward pass needs from its forward pass}
         if config.position == "rope":
-            self._cos, self._sin = rope_tables(config.block_size, config.head_size, config.rope_base, dtype=self.dtype)
+            self._cos, self._sin = rope_tables(config.block_size, config.rope_size, config.rope_base, dtype=self.dtype)
 
     def num_parameters(self) -> int:
         return self.config.num_parameters()
@@ -220,6 +219,8 @@ class GPT:
 
     def _attention_forward(self, name, x, position, cache):
         """x (B, T, C) -> branch (B, T, C). `cache` is this layer's part of the KVCache, or None."""
+        if self.config.kv_lora_rank:
+            return latent_attention_forward(self, name, x, position, cache)
         (B, T, C), config, ops, own = x.shape, self.config, self.ops, self._own(name)
         qkv = self._buffer(own + ".qkv", B, T, (config.n_head + 2 * config.n_kv_head) * config.head_size)
         self._linear_forward(name + ".qkv", x, qkv)                                                 # (B, T, (H+2Hkv)D)
@@ -239,6 +240,8 @@ class GPT:
 
     def _attention_backward(self, name, dbranch):
         """dbranch (B, T, C) -> dx (B, T, C)."""
+        if self.config.kv_lora_rank:
+            return latent_attention_backward(self, name, dbranch)
         x, q, k, v, y, lse = self._saved[name]
         (B, T, C), config, ops = x.shape, self.config, self.ops
         dy = self._linear_backward(name + ".proj", dbranch, y, self._buffer("dattention", B, T, C))

@@ -23,6 +23,7 @@ K, FLOOR = 4, 4 * np.finfo(np.float32).eps
 SMALL = ModelConfig(vocab_size=19, block_size=12, n_layer=2, n_head=4, n_embd=16, n_inner=24)
 LLAMA = dict(norm="rmsnorm", position="rope", activation="swiglu", bias=False)
 EXPERTS = dict(n_expert=6, n_expert_active=2, expert_inner=10)
+LATENT = dict(LLAMA, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5)
 SHAPES = {
     "gpt2": SMALL,
     "gpt2 untied": replace(SMALL, tied=False),
@@ -42,6 +43,8 @@ SHAPES = {
                                     n_expert_group_active=2, router_aux_loss=0.1, router_z_loss=0.1),
     "experts, gates as they are": replace(SMALL, **LLAMA, **EXPERTS, normalize_gates=False, router_aux_loss=0.1,
                                           share_layers=True),
+    "latent attention": replace(SMALL, **LATENT, tied=False),
+    "latent attention, latent queries, bias": replace(SMALL, **LATENT | dict(bias=True, v_head_dim=10), q_lora_rank=12),
     "one layer, one head": replace(SMALL, n_layer=1, n_head=1, n_kv_head=1, n_embd=6, block_size=64),
 }
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)

@@ -12,9 +12,11 @@ class KVCache:
     behind them. Setting `length` back to n forgets everything after the first n tokens."""
 
     def __init__(self, config, B: int = 1, dtype=np.float32):
-        shape = B, config.n_kv_head, config.block_size, config.head_size
+        heads, sizes = config.n_kv_head, (config.head_size, config.head_size)
+        if config.kv_lora_rank:                   # latent attention keeps the latent and the one key that rope turns
+            heads, sizes = 1, (config.kv_lora_rank, config.qk_rope_head_dim)
         self.length = 0
-        self.layers = [LayerCache(aligned_empty(shape, dtype), aligned_empty(shape, dtype))
+        self.layers = [LayerCache(*(aligned_empty((B, heads, config.block_size, size), dtype) for size in sizes))
                        for _ in range(config.n_layer)]
 
     @property
@@ -23,7 +25,7 @@ class KVCache:
 
 
 class LayerCache:
-    """The keys and values of one layer, (B, G, block_size, D) each."""
+    """The keys and values of one layer, (B, G, block_size, D) each; or what latent attention keeps in their place."""
 
     def __init__(self, k, v):
         self.k, self.v = k, v
