@@ -1,11 +1,11 @@
-"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): attention whose keys and values, of all heads,
-are made from one small latent vector a token. Generation keeps that vector and one rotated key, kv_lora_rank +
-qk_rope_head_dim numbers a token instead of 2 H D; it pays by making keys and values of the whole text anew at each step.
+"""Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): attention whose keys and values of all
+heads are made from one small latent vector a token. Generation keeps it and one key that rope turns, kv_lora_rank +
+qk_rope_head_dim numbers a token instead of 2 H D; the price is that each step makes the whole text's keys and values.
 
-Read `latent_attention_forward` and `_backward` side by side. A head of a query or key has two parts, D = N + R: N numbers
-without position (qk_nope_head_dim) and R that rope turns (qk_rope_head_dim), whose key is one for all heads. A value has
-V numbers (v_head_dim), and zeros behind them, because the attention kernels want heads of one size; the columns that
-zeros make in the output are cut off. L = kv_lora_rank, Lq = q_lora_rank.
+Read `latent_attention_forward` and `_backward` side by side. A head of a query or key has two parts, D = N + R: N
+numbers without position (qk_nope_head_dim), and R that rope turns (qk_rope_head_dim), whose key all heads share. A
+value has V numbers (v_head_dim) and zeros behind them, because the attention kernels want heads of one size; the
+columns that zeros make in the output are cut off. L = kv_lora_rank, Lq = q_lora_rank.
 """
 
 

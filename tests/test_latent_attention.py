@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_model import (BACKENDS, LATENT, SMALL, assert_within_budget, batch, everything, lively, no_float32, on)
+from test_model import BACKENDS, LATENT, SMALL, assert_within_budget, batch, everything, lively, no_float32, on
 
 from minigpt.config import ModelConfig
 from minigpt.generate.cache import KVCache
@@ -15,14 +15,15 @@ SHAPES = {"queries with a latent": replace(SMALL, **LATENT, q_lora_rank=12, norm
           "queries without": replace(SMALL, **LATENT, norm_eps=1e-6, tied=False)}
 THEIRS = {"norm1": "input_layernorm", "attn.q_a": "self_attn.q_a_proj", "attn.q_norm": "self_attn.q_a_layernorm",
           "attn.q_b": "self_attn.q_b_proj", "attn.kv_a": "self_attn.kv_a_proj_with_mqa",
-          "attn.kv_norm": "self_attn.kv_a_layernorm", "attn.kv_b": "self_attn.kv_b_proj", "attn.proj": "self_attn.o_proj",
-          "norm2": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj",
-          "mlp.down": "mlp.down_proj"}
+          "attn.kv_norm": "self_attn.kv_a_layernorm", "attn.kv_b": "self_attn.kv_b_proj",
+          "attn.proj": "self_attn.o_proj", "norm2": "post_attention_layernorm", "mlp.gate": "mlp.gate_proj",
+          "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}
+OTHERS = {"wte": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
 
 
 def their_name(config, name):
-    if name in ("wte", "norm.weight", "head.weight"):
-        return {"wte": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}[name]
+    if name in OTHERS:
+        return OTHERS[name]
     _, i, part = name.removesuffix(".weight").split(".", 2)
     theirs = THEIRS[part] if part != "attn.q_b" or config.q_lora_rank else "self_attn.q_proj"
     return f"model.layers.{i}.{theirs}.weight"
@@ -38,8 +39,8 @@ def their_everything(model, dtype, tokens, targets):
         num_hidden_layers=config.n_layer, first_k_dense_replace=config.n_layer, num_attention_heads=config.n_head,
         num_key_value_heads=config.n_head, intermediate_size=config.n_inner, rms_norm_eps=config.norm_eps,
         q_lora_rank=config.q_lora_rank or None, kv_lora_rank=config.kv_lora_rank,
-        qk_nope_head_dim=config.qk_nope_head_dim, qk_rope_head_dim=config.qk_rope_head_dim, v_head_dim=config.v_head_dim,
-        rope_interleave=False, attention_bias=False, tie_word_embeddings=config.tied,
+        qk_nope_head_dim=config.qk_nope_head_dim, qk_rope_head_dim=config.qk_rope_head_dim,
+        v_head_dim=config.v_head_dim, rope_interleave=False, attention_bias=False, tie_word_embeddings=config.tied,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_base})).to(dtype).eval()
     named = dict(theirs.named_parameters())
     places = {name: named[their_name(config, name)] for name in model.params}

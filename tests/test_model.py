@@ -43,7 +43,7 @@ SHAPES = {
                                     n_expert_group_active=2, router_aux_loss=0.1, router_z_loss=0.1),
     "experts, gates as they are": replace(SMALL, **LLAMA, **EXPERTS, normalize_gates=False, router_aux_loss=0.1,
                                           share_layers=True),
-    "latent attention": replace(SMALL, **LATENT, tied=False),
+    "latent attention": replace(SMALL, **LATENT),
     "latent attention, latent queries, bias": replace(SMALL, **LATENT | dict(bias=True, v_head_dim=10), q_lora_rank=12),
     "one layer, one head": replace(SMALL, n_layer=1, n_head=1, n_kv_head=1, n_embd=6, block_size=64),
 }

@@ -42,8 +42,8 @@ class TorchGPT(nn.Module):
         if not isinstance(config, ModelConfig):
             raise TypeError(f"TorchGPT: config is {config!r}, must be a ModelConfig")
         if config.kv_lora_rank:
-            raise ValueError(f"TorchGPT: kv_lora_rank is {config.kv_lora_rank}, must be 0: latent attention is only "
-                             "counted")
+            raise ValueError(f"TorchGPT: kv_lora_rank is {config.kv_lora_rank}, must be 0: the twin has no latent "
+                             "attention")
         if kernels not in KERNELS:
             raise ValueError(f"TorchGPT: kernels is {kernels!r}, must be {' or '.join(KERNELS)}")
         self.config, self.kernels = config, kernels
