@@ -30,6 +30,7 @@ SHAPES = {
     "mixtral": MIXTRAL,
     "own experts": replace(MIXTRAL, router_bias=True, gate="sigmoid"),
     "own shared": replace(LLAMA, share_layers=True, n_layer=20),
+    "own latent": replace(LLAMA, kv_lora_rank=8, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=5, q_lora_rank=12),
     "own": OWN,
     "own mix": replace(GPT2, position="rope", activation="swiglu", n_kv_head=2),
 }

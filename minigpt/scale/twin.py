@@ -23,6 +23,7 @@ from ..model import GPT, _checked_params, _random_params
 from ..ops import check, torch_ops
 from ..ops.numpy_ops import rope_tables
 from . import torch_kernels
+from .latent_attention import LatentAttention
 from .moe import Experts
 
 KERNELS = {"minigpt": torch_ops, "torch": torch_kernels}
@@ -41,9 +42,6 @@ class TorchGPT(nn.Module):
         super().__init__()
         if not isinstance(config, ModelConfig):
             raise TypeError(f"TorchGPT: config is {config!r}, must be a ModelConfig")
-        if config.kv_lora_rank:
-            raise ValueError(f"TorchGPT: kv_lora_rank is {config.kv_lora_rank}, must be 0: the twin has no latent "
-                             "attention")
         if kernels not in KERNELS:
             raise ValueError(f"TorchGPT: kernels is {kernels!r}, must be {' or '.join(KERNELS)}")
         self.config, self.kernels = config, kernels
@@ -146,7 +144,7 @@ class TorchGPT(nn.Module):
 
     def _make_rope_tables(self):
         if self.config.position == "rope":
-            tables = rope_tables(self.config.block_size, self.config.head_size, self.config.rope_base, dtype=np.float64)
+            tables = rope_tables(self.config.block_size, self.config.rope_size, self.config.rope_base, dtype=np.float64)
             for name, table in zip(("cos", "sin"), tables, strict=True):
                 table = torch.from_numpy(table).to(self.device, self.dtype)                         # (P, D/2)
                 self.register_buffer(name, table, persistent=False)
@@ -203,7 +201,8 @@ class Block(nn.Module):
 
     def __init__(self, config, ops, i):
         super().__init__()
-        self.norm1, self.attn = Norm(config, ops), Attention(config, ops)
+        attention = LatentAttention if config.kv_lora_rank else Attention
+        self.norm1, self.attn = Norm(config, ops), attention(config, ops)
         self.norm2 = Norm(config, ops)
         if config.has_experts(i):
             width = config.n_expert_shared * config.expert_inner
