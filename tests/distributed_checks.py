@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 from minigpt import ModelConfig, TrainingArguments
@@ -26,9 +27,9 @@ LLAMA = ModelConfig(**TINY, n_kv_head=2, norm="rmsnorm", position="rope", activa
 ROWS, T, STEPS = 8, 9, 3  # a step's texts, their length, the steps compared
 
 
-def engine(config, parallel=None, **arguments):
+def engine(config, parallel=None, dtype=torch.float64, **arguments):
     args = TrainingArguments(learning_rate=1e-2, weight_decay=0.1, parallel=parallel, **arguments)
-    model = TorchGPT(config, seed=3).double()
+    model = TorchGPT(config, seed=3).to(dtype)
     made = (ParallelEngine if parallel else TorchEngine)(model, args)
     made.begin()
     return made
@@ -77,9 +78,9 @@ def difference(config, parallel, accumulated=1, **arguments):
     return worst
 
 
-def same(*arguments, **more):
+def same(*arguments, allowed=1e-12, **more):
     found = difference(*arguments, **more)
-    assert found < 1e-12, f"{arguments}: differs by {found:.3g}"
+    assert found < allowed, f"{arguments}: differs by {found:.3g}"
 
 
 def check_ddp_2():
@@ -90,6 +91,13 @@ def check_ddp_2():
 def check_fsdp_2():
     same(GPT2, "fsdp")
     same(LLAMA, "fsdp", accumulated=2)
+
+
+def check_float32_and_bfloat16_2():
+    for parallel in ("ddp", "fsdp", "tp=2"):
+        same(GPT2, parallel, accumulated=2, dtype=torch.float32, allowed=1e-4)
+        same(GPT2, parallel, dtype=torch.float32, bf16=True, allowed=5e-2)
+        same(GPT2, parallel, dtype=torch.float32, gradient_checkpointing=True, allowed=1e-4)
 
 
 def check_tp_2():

@@ -193,6 +193,12 @@ class ParallelEngine(TorchEngine):
             squares[True] = self.ranks._reduced([squares[True]], dist.ReduceOp.SUM, self._cut_over)[0]
         return (squares[True] + squares[False]) ** 0.5
 
+    def sum_of_losses(self, tokens, targets):
+        total = super().sum_of_losses(tokens, targets)
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()                                         # what a backward pass would have done
+        return total
+
     def is_finite(self):
         return not self.ranks.any(not all(bool(_local(p).isfinite().all()) for p in self.model.parameters()))
 
