@@ -24,6 +24,8 @@ from minigpt.scale.parallel import ParallelEngine
 TINY = dict(vocab_size=11, block_size=9, n_layer=2, n_head=4, n_embd=16, n_inner=24)
 GPT2 = ModelConfig(**TINY)
 LLAMA = ModelConfig(**TINY, n_kv_head=2, norm="rmsnorm", position="rope", activation="swiglu", bias=False, tied=False)
+MOE = ModelConfig(**TINY, norm="rmsnorm", position="rope", activation="swiglu", bias=False, n_expert=4, expert_inner=12,
+                  router_bias=True)
 ROWS, T, STEPS = 8, 9, 3  # a step's texts, their length, the steps compared
 
 
@@ -103,6 +105,18 @@ def check_float32_and_bfloat16_2():
 def check_tp_2():
     same(GPT2, "tp=2")
     same(LLAMA, "tp=2", accumulated=2)
+
+
+def check_ep_2():
+    same(MOE, "ep=2")
+    same(MOE, "ep=2", accumulated=2)
+    same(MOE, "ddp", accumulated=2)
+    same(MOE, "fsdp", accumulated=2)
+
+
+def check_ep_by_dp_4():
+    same(MOE, "ep=2,dp=2", accumulated=2)
+    same(MOE, "ep=4")
 
 
 def check_fsdp_4():

@@ -37,6 +37,7 @@ from ..files import save_pretrained
 from ..ranks import Layout
 from . import checkpoint, places, tensor_parallel
 from .engine import MOMENTS, TorchEngine
+from .moe import experts_of
 
 TIMEOUT = datetime.timedelta(minutes=10)  # that a rank waits for the others
 
@@ -125,6 +126,9 @@ class ParallelEngine(TorchEngine):
         layout = self.layout = Layout.parse(args.parallel)
         if layout.kind == "tp":
             tensor_parallel.check(model.config, layout.inner)
+        if layout.kind == "ep" and (not model.config.n_expert or model.config.n_expert % layout.inner):
+            raise ValueError(f"parallel is {args.parallel}, but ep must divide n_expert, {model.config.n_expert}"
+                             if model.config.n_expert else f"parallel is {args.parallel}, but the model has no experts")
         if args.optim == "muon" and layout.kind in ("fsdp", "tp"):
             raise ValueError(f"Trainer: optim is 'muon', must be 'adamw' with {layout.kind}: Muon needs whole matrices")
         self.ranks = Ranks(layout, model.device.type)
@@ -158,8 +162,12 @@ class ParallelEngine(TorchEngine):
             setattr(model.get_submodule(module), leaf, torch.nn.Parameter(part))
         if self.layout.kind == "tp":
             tensor_parallel.wire(model, ranks.inner)
+        for layer in experts_of(model) if self.layout.kind == "ep" else ():
+            layer.group = ranks.inner
         if ranks.data_ranks == 1:
             return model
+        if self.layout.kind == "ep":                                      # theirs are added up in _exchange
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(self._cut))
         devices = [model.device.index] if model.device.type == "cuda" else None
         replica = DistributedDataParallel(model, devices, process_group=ranks.data, forward_sync_buffers=False)
         replica.register_comm_hook(ranks.data, _sum_of_gradients)
@@ -182,6 +190,9 @@ class ParallelEngine(TorchEngine):
         waits = not now and isinstance(self.module, DistributedDataParallel)
         with self.module.no_sync() if waits else contextlib.nullcontext():
             yield
+        if now and self.layout.kind == "ep" and self.ranks.copies.size() > 1:
+            for name in sorted(self._cut):
+                dist.all_reduce(self.model.get_parameter(name).grad, group=self.ranks.copies)
 
     def _norm(self):
         """Of the gradient in all ranks; what several have is counted once."""
@@ -192,12 +203,6 @@ class ParallelEngine(TorchEngine):
         if self._cut:
             squares[True] = self.ranks._reduced([squares[True]], dist.ReduceOp.SUM, self._cut_over)[0]
         return (squares[True] + squares[False]) ** 0.5
-
-    def sum_of_losses(self, tokens, targets):
-        total = super().sum_of_losses(tokens, targets)
-        if isinstance(self.module, FSDPModule):
-            self.module.reshard()                                         # what a backward pass would have done
-        return total
 
     def is_finite(self):
         return not self.ranks.any(not all(bool(_local(p).isfinite().all()) for p in self.model.parameters()))
