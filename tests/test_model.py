@@ -153,7 +153,7 @@ def their_everything(model, dtype, tokens, targets):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config, kind = model.config, model_type(model.config)
-    common = dict(vocab_size=config.vocab_size, tie_word_embeddings=config.tied)
+    common = dict(vocab_size=config.vocab_size, tie_word_embeddings=config.tied, is_causal=config.causal)
     if kind == "gpt2":
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
             n_positions=config.block_size, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head,
