@@ -249,3 +249,12 @@ def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(tmp_pa
     for place in (tmp_path / "no" / "x.json", tmp_path):
         assert main(["bench", "ops", "--tiny", "--json", str(place)]) == 2
         assert "bench: --json is" in capsys.readouterr().err
+
+
+def test_the_twin_is_measured_and_its_table_made(capsys):
+    pytest.importorskip("torch")
+    from minigpt.bench import twin
+
+    assert twin.run(1, False, True, None, lambda line: None) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert [line.split("|")[2].strip() for line in lines] == ["fp32", "bf16"] and all("x |" in line for line in lines)

@@ -7,6 +7,7 @@
     minigpt bench all --keep     all of it, some eight minutes (with --data, sixteen); kept in minigpt/bench/results,
                                  README and headers redone
     minigpt bench knowledge      what a masked model learns where whole names are hidden, against a control
+    minigpt bench twin           a training step of the torch twin, these kernels against torch's own, 32 and 16 bits
     minigpt bench curves         fifty steps of training on every backend: one loss curve on top of the other
     minigpt bench gpu --out FILE   builds, tests, sanitizes and measures the CUDA kernels where there is a GPU: gpu.py
     minigpt bench tables         the README's table and the kernels' headers again, from the newest result kept
@@ -38,7 +39,7 @@ SECONDS = {"ops": 1.0, "train": 6, "decode": 6, "shakespeare": 0}  # meant for o
 
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=(*SECTIONS, "all", "knowledge", "curves", "gpu", "tables"),
+    parser.add_argument("what", choices=(*SECTIONS, "all", "knowledge", "twin", "curves", "gpu", "tables"),
                         help="what to measure; tables: only rewrite them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
@@ -75,6 +76,9 @@ def run(args):
         return knowledge.run(args.keep, args.tiny, args.json, _progress)
     if args.threads < 1:
         raise ValueError(f"bench: --threads is {args.threads}, must be 1 or more")
+    if args.what == "twin":
+        from . import twin
+        return twin.run(args.threads, args.keep, args.tiny, args.json, _progress)
     if args.what == "shakespeare" and not args.data:
         raise ValueError("bench shakespeare: needs a text, --data FILE")
     if args.data:

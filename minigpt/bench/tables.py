@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+from . import twin
 from .knowledge import kept_table
 from .machine import limit
 
@@ -250,6 +251,9 @@ def stale():
     if knowledge:
         path = RESULTS / "knowledge.md"
         texts[path] = path.read_text(encoding="utf-8") if path.exists() else "", knowledge + "\n"
+    if table := twin.kept(RESULTS):
+        path = RESULTS / twin.TABLE
+        texts[path] = path.read_text(encoding="utf-8") if path.exists() else "", table
     for path, folder, direction, rung in rung_files():
         text = path.read_text(encoding="utf-8")
         if len(MEASURED.findall(text)) != 1:
