@@ -8,13 +8,13 @@ from argparse import ArgumentTypeError
 
 
 def number(argument):
-    """A positive, finite number: 13e12."""
+    """A number above 0 and up to 1e30, 13e12: products of two of them are still numbers."""
     try:
         value = float(argument)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"{argument!r} is not a positive number")
+    if not 0 < value <= 1e30:
+        raise ArgumentTypeError(f"{argument!r} is not a positive number of at most 1e30")
     return value
 
 
@@ -58,13 +58,15 @@ def add_arguments(parser):
 
 def run(args):
     from ..scale.planner import report
-    from ..scale.planner.picture import draw
+    from ..scale.planner.picture import check_path, draw
     from ..scale.planner.plan import make_plan
 
     if args.published:
         from ..scale.planner import published
         print(published.markdown())
         return
+    if args.picture is not None:
+        check_path(args.picture)
     for option in ("preset", "gpus"):
         if getattr(args, option) is None:
             raise ValueError(f"plan: --{option} is missing (minigpt plan --help tells more)")
@@ -73,7 +75,7 @@ def run(args):
                                                        "recompute") if getattr(args, field) is not None}
     tokens = args.tokens or 20.0 * job.config.num_active_parameters()
     plan = make_plan(args.preset, job, tokens, fixed, args.price)
-    if args.picture:
+    if args.picture is not None:
         draw(plan, args.picture)
     print(json.dumps(plan, indent=1) if args.json else report.text(plan))
 
@@ -90,6 +92,8 @@ def _job(args):
         raise ValueError(f"plan: --seq is {T}, must be at most {config.block_size}: {args.preset} learns its positions")
     assume = {field: getattr(args, field) for field in ("gpus_per_node", "pue") if getattr(args, field) is not None}
     batch = max(1, round(args.batch_tokens / T))
+    if batch > MOST:
+        raise ValueError(f"plan: --batch-tokens is {args.batch_tokens:g}, must be at most {MOST:,} texts of {T:,}")
     return Job(config, T, batch, gpu, args.gpus, PRECISIONS[args.precision], Assumptions(**assume))
 
 
@@ -97,5 +101,5 @@ def _known(option, name, known):
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    raise ValueError(f"plan: no {option} named {name!r}" + (f", is {near[0]!r} meant?" if near else "")
-                     + f" There are {', '.join(known)}")
+    raise ValueError(f"plan: no {option} named {name!r}" + (f", is {near[0]!r} meant" if near else "")
+                     + f"? There are {', '.join(known)}")

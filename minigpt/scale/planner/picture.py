@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ...files.atomic import atomic_write
 from .plan import layout_name
 from .report import duration, gigabytes
 
+KINDS = ".png", ".svg", ".pdf"
+
+
+def check_path(path):
+    """ValueError for a path that no picture can be written to."""
+    path = Path(path)
+    if path.suffix.lower() not in KINDS:
+        raise ValueError(f"plan: --picture is {str(path)!r}, must end in {', '.join(KINDS)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"plan: --picture is {str(path)!r}, must be a file in a folder that exists")
+
 
 def draw(plan: dict, path):
-    """Draws the plan into the file `path`, PNG, SVG or PDF by its name. ImportError without matplotlib."""
+    """Draws the plan into the file `path`, of one of KINDS by its name. ImportError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -27,9 +40,8 @@ def draw(plan: dict, path):
     lower.set_xlabel("s")
     figure.suptitle(f"{plan['model']['name']} on {cluster['gpus']:,} {cluster['gpu']}: {layout_name(best['layout'])}",
                     fontsize=10)
-    kind = str(path).rpartition(".")[2].lower()
     with atomic_write(path) as file:
-        figure.savefig(file, format=kind if kind in ("svg", "pdf") else "png")
+        figure.savefig(file, format=Path(path).suffix[1:].lower())
 
 
 def _bar(axes, parts, labels):

@@ -11,7 +11,7 @@ from . import chinchilla
 from .flops import forward_flops, training_flops
 from .hardware import GPUS
 from .memory import RECOMPUTE, kv_cache_bytes
-from .search import Search, divisors, search, usable_bytes
+from .search import CHUNKS, MICRO_BATCHES, Search, search, usable_bytes
 from .step import Estimate, Job, Layout, memory
 
 SHOWN = 5                       # layouts beside the best
@@ -123,7 +123,10 @@ def _gpu_name(gpu):
 def _nothing_fits(name, job, found):
     gpus = f"{job.gpus:,} {_gpu_name(job.gpu)}"
     if not found.tried:
-        return f"plan: no layout of {gpus} has the sizes asked for; its divisors are {divisors(job.gpus)[:12]}"
+        return (f"plan: no layout of {gpus} has the sizes asked for: tensor * pipeline * data is {job.gpus:,}, tensor "
+                f"at most {job.assume.gpus_per_node} and a divisor of the {job.config.n_head} heads and of the hidden "
+                f"layers, pipeline at most {job.config.n_layer}, expert a divisor of data and of "
+                f"{job.config.n_expert or 1} experts, micro-batch one of {MICRO_BATCHES}, chunks one of {CHUNKS}")
     if not found.too_large:
         return (f"plan: no layout of {gpus} splits a batch of {job.batch:,} texts of {job.T:,} tokens: "
                 "give a larger --batch-tokens, or another number of --gpus")
