@@ -6,6 +6,7 @@ test_planted_bugs.py applies them to a copy of the project, one by one, and dema
 from dataclasses import dataclass
 
 NUMPY = "minigpt/ops/numpy_ops.py"
+MOE = "minigpt/ops/numpy_moe.py"
 CPP = "csrc/cpp/"
 CUDA = "csrc/cuda/"
 
@@ -201,4 +202,33 @@ BUGS = [
         CUDA + "attention/forward_7_pipelined.cu", "if (j0 + BK > see)", "if (j0 > see)"),
     Bug("CUDA: both places of the pipeline are one", "attention_forward", CUDA + "attention/forward_7_pipelined.cu",
         "const int place = j0 / BK % 2 * BK * D_MAX;\n\n", "const int place = 0;\n\n"),
+    # ------------------------------------------------------------------------------------------ mixture of experts
+    Bug("gates that carry the bias of the choice", "moe_router_forward", MOE,
+        "gates = np.take_along_axis(s, experts", "gates = np.take_along_axis(choice, experts"),
+    Bug("groups chosen by their one best expert", "moe_router_forward", MOE,
+        "_best(by_group, 2), axis=-1)", "_best(by_group, 1), axis=-1)"),
+    Bug("gates that are not normalised", "moe_router_forward", MOE,
+        "gates = gates / (gates.sum(axis=-1, keepdims=True) + SMALL)", "pass"),
+    Bug("normalised gates that each have their own gradient", "moe_router_backward", MOE,
+        "dg = dg - (g * dg).sum(axis=-1, keepdims=True)", "dg = dg"),
+    Bug("softmax as if the scores did not compete", "moe_router_backward", MOE,
+        "dlogits -= s * (g * dg).sum(axis=-1, keepdims=True)", "pass"),
+    Bug("the balancing loss without the number of experts", "router_losses_forward", MOE,
+        "balance = logits.shape[1] * (f", "balance = (f"),
+    Bug("the load as if it had no part in the gradient", "router_losses_backward", MOE,
+        "dp = dbalance * E * f / N", "dp = dbalance * E * np.ones_like(f) / N"),
+    Bug("rows of an expert in no order", "moe_dispatch_forward", MOE,
+        "order = np.argsort(experts, axis=None, kind=\"stable\") ", "order = np.argsort(-experts, axis=None) "),
+    Bug("a token that forgets all but its first copy", "moe_dispatch_backward", MOE,
+        "store(drows[place].sum(axis=1), grads)", "store(drows[place][:, 0], grads)"),
+    Bug("experts without rows keep what was in their gradient", "grouped_linear_backward",
+        CPP + "moe/grouped_linear.cpp", "} else if (!accumulate) {", "} else if (false) {"),
+    Bug("every expert with the weight of the first", "grouped_linear_forward", CPP + "moe/grouped_linear.cpp",
+        "x + start * C, weight + e * F * C, nullptr", "x + start * C, weight, nullptr"),
+    Bug("the gates of the first token for all", "moe_combine_forward", CPP + "moe/dispatch.cpp",
+        "sum += gates[j] * at.load(rows + place[j] * C + i)", "sum += gates[j % k] * at.load(rows + place[j] * C + i)"),
+    Bug("the gate's gradient against its own row's", "moe_combine_backward", MOE,
+        "(rows[place] * dy[:, None]).sum", "(drows[place] * dy[:, None]).sum"),
+    Bug("of equal scores the last", "moe_router_forward", CPP + "moe/router.cpp",
+        "x[i] > x[winner] ||", "x[i] >= x[winner] ||"),
 ]

@@ -427,6 +427,17 @@ def test_gelu_is_straight_far_out(ops, op, kernel):
     assert getattr(ops, op)(np.ones_like(x), x).tolist() == [0, 0, 0, 1, 1, 1]
 
 
+@rungs_of("moe_router_forward")
+@pytest.mark.parametrize("groups", [1, 4])
+def test_of_equal_scores_the_first(ops, op, kernel, groups):
+    """The same experts on every backend, and with NaN, which is never chosen while there is a number."""
+    logits = np.zeros((3, 8), np.float32)
+    logits[1, 5], logits[2, :3] = 1, np.nan
+    experts = getattr(ops, op)(logits, 3, gate="sigmoid", groups=groups, active_groups=(groups + 1) // 2)[1]
+    numbers = [3, 4, 5] if groups == 1 else [4, 5, 6]                     # of four pairs two without NaN are left
+    assert experts.tolist() == [[0, 1, 2], [5, 0, 1], numbers]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # sizes that nobody thought of
 

@@ -16,6 +16,7 @@ from .timing import compare, normal
 
 ATTENTION_SHAPES = ((4, 12, 256, 64), (4, 12, 1024, 64), (1, 12, 4096, 64))
 LINEAR_SHAPES = ((1024, 768, 2304), (1024, 768, 768), (1024, 768, 3072), (1024, 3072, 768), (1024, 768, 50257))
+EXPERT_SHAPES = ((2048, 8, 512, 1024), (16, 8, 512, 1024))  # rows, experts, C, F: training, and generating
 NORM_SHAPES = ((4096, 768), (8192, 1600))
 CACHE = 28e6  # bytes: what is smaller may stay in the L3 from call to call
 
@@ -31,6 +32,8 @@ def rows(ops, torch, options):
         yield from _attention(ops, torch, rng, shape, seconds)
     for shape in [(8, 24, 40)] if tiny else LINEAR_SHAPES:
         yield from _linear(ops, torch, rng, shape, seconds)
+    for shape in [(8, 3, 16, 24)] if tiny else EXPERT_SHAPES:
+        yield from _experts(ops, torch, rng, shape, seconds)
     for shape in [(8, 24)] if tiny else NORM_SHAPES:
         yield from _layernorm(ops, torch, rng, shape, seconds)
     yield from _gelu(ops, torch, rng, (8, 24) if tiny else (1024, 3072), seconds)
@@ -137,6 +140,40 @@ def _linear(ops, torch, rng, shape, seconds):
         "allocating": lambda: ops.linear_backward(dy, x, weight, grads=None if bias is not None else no_bias),
         "torch": backward,
     }, seconds, "F.linear")
+
+
+def _experts(ops, torch, rng, shape, seconds):
+    """Segments as unequal as those of a router that nobody balances; torch goes through the same segments."""
+    R, E, C, F = shape
+    x, dy, weight = normal(rng, R, C), normal(rng, R, F), normal(rng, E, F, C, std=0.02)
+    offsets = np.searchsorted(np.sort(rng.random(R)) ** 2, np.arange(E + 1) / E)
+    y, grads = aligned_empty((R, F)), (aligned_empty((R, C)), aligned_empty((E, F, C)))
+    forward = backward = None
+    if torch:
+        counts, torch_dy = np.diff(offsets).tolist(), torch.from_numpy(dy)
+        inputs, leaves = ([torch.from_numpy(a).requires_grad_(grad) for a in (x, weight)] for grad in (False, True))
+
+        def through(x, weight):
+            parts = zip(x.split(counts), weight, strict=True)
+            return torch.cat([torch.nn.functional.linear(part, w) for part, w in parts])
+
+        def forward():
+            return through(*inputs)
+
+        def backward():
+            return torch.autograd.grad(through(*leaves), leaves, torch_dy)
+
+    def both():
+        ops.grouped_linear_forward(x, weight, offsets, out=y)
+        ops.grouped_linear_backward(dy, x, weight, offsets, grads=grads)
+
+    name = f"{R} rows, {E} experts {C} x {F}"
+    yield _row(f"experts' linear forward {name}", _size(flops=2 * R * C * F), {
+        "ours": lambda: ops.grouped_linear_forward(x, weight, offsets, out=y), "torch": forward,
+    }, seconds, "F.linear of each")
+    yield _row(f"experts' linear forward + backward {name}", _size(flops=6 * R * C * F), {
+        "ours": both, "torch": backward,
+    }, seconds, "F.linear of each")
 
 
 def _layernorm(ops, torch, rng, shape, seconds):
