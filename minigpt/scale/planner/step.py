@@ -126,7 +126,8 @@ def _seconds(job, layout, m):
     size = [ring_bytes(N * job.precision.weight, n, gathers) + ring_bytes(N * job.precision.gradient, n, reductions)
             for N, n, _ in held]
     takes = sum(S / ring_speed(job.gpu, job.assume, n, stride) for S, (_, n, stride) in zip(size, held, strict=True))
-    seconds["data parallel"] = float(rounds * max(0.0, takes - (one if job.assume.overlap else 0.0)))
+    behind = work["matrix products"] + work["memory traffic"] if job.assume.overlap else 0.0    # what sends nothing
+    seconds["data parallel"] = float(rounds * max(0.0, takes - behind))
     states = sum(sum(state_bytes(N, job.precision, layout.zero, n).values()) for N, n, _ in held)
     seconds["optimizer"] = float(2 * states / (job.gpu.bandwidth * job.assume.memory_efficiency))   # read and written
     return seconds, {purpose: m * float(S[slowest]) for purpose, S in sent.items()} | {
