@@ -80,7 +80,7 @@ def test_everything_is_measured(tiny):
 
     assert ladders == {(op, rung) for op, rungs in cpp_ops.kernels.items() for rung in rungs}
     works = [row["work"] for section in tiny["sections"].values() for row in section["rows"]]
-    assert len(works) == 10 + 1 + 2 + 1
+    assert len(works) == 12 + 1 + 2 + 1
     for section in tiny["sections"].values():
         assert all(value > 0 for value in section["limits"].values())
         for row in section["rows"]:

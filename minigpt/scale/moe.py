@@ -1,7 +1,7 @@
 """The mixture of experts of the torch twin: minigpt/moe.py as a module, and expert parallelism.
 
-Experts stands where a dense layer has its MLP, with the names of parameters and the numbers of model.py. With
-`expert_parallel` each process of a group keeps its share of the experts, and tokens travel: every process sends its
+Experts stands where a dense layer has its MLP, with the names of parameters and the numbers of model.py. Where
+it has a `group` of processes, each of them keeps its share of the experts, and tokens travel: every process sends its
 rows to where their experts are, and gets them back in the same order (GShard, arXiv:2006.16668). What comes out is what
 one process with all experts computes, and so are the gradients: a process collects those of its experts from the tokens
 of all processes.
@@ -27,6 +27,7 @@ class Weight(nn.Module):
 class Experts(nn.Module):
     """x (B, T, C) -> branch (B, T, C). `shared` is the MLP that every token goes through besides, or None.
 
+    group   processes that share the experts out: this one has E / n of them, in the order of the ranks (parallel.py)
     counts  (E,), how many tokens of this process each expert got while gradients were computed, or None
     share   what the losses of the router are multiplied by: the next batch's part of the tokens, times a loss scale
     """
@@ -139,16 +140,6 @@ def balance_experts(model):
 
 # ---------------------------------------------------------------------------------------------------------------
 # expert parallelism
-
-
-def expert_parallel(layer, group):
-    """Lets this process keep its share of a layer's experts, E / n of them in the order of the ranks of `group`."""
-    rank, n, E = dist.get_rank(group), dist.get_world_size(group), layer.config.n_expert
-    if E % n:
-        raise ValueError(f"expert_parallel: n_expert is {E}, must be a multiple of the {n} processes")
-    layer.group = group
-    for part in layer.experts.values():
-        part.weight = nn.Parameter(part.weight.detach()[rank * E // n:(rank + 1) * E // n].clone())
 
 
 def expert_parallel_rows(rows, counts, mlps, group):
