@@ -96,6 +96,20 @@ def test_one_folder_for_both(tmp_path, name):
     assert twin(tokens, targets).item() == pytest.approx(model.forward(tokens, targets), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("size", [25, 11])
+def test_rows_for_new_tokens_are_those_of_the_model_over_ops(name, size):
+    model = lively(SHAPES[name])
+    twin = twin_of(model)
+    twin.resize_token_embeddings(size)
+    model.resize_token_embeddings(size)
+    assert twin.config == model.config
+    for key, x in twin.params.items():
+        np.testing.assert_allclose(x, model.params[key], rtol=0, atol=1e-6, err_msg=key)
+    twin(np.zeros((1, 4), int), np.full((1, 4), size - 1)).backward()
+    assert twin.wte.grad.shape == twin.wte.shape
+
+
 def assert_files_equal(a, b, but=()):
     assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
     for path in a.iterdir():
