@@ -86,6 +86,7 @@ setup(
     install_requires=["numpy>=1.26"],
     extras_require={
         "all": ["regex", "tqdm", "matplotlib"],
+        "torch": ["torch>=2.9", "safetensors"],  # the twin; safetensors for the checkpoints of several ranks
         "nvcc": [
             "nvidia-cuda-nvcc", "nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl",
         ],

@@ -30,10 +30,11 @@ def is_sharded(folder):
 
 def write(folder, pieces):
     """Writes {name: Piece} into a folder; every rank calls it with its own, and pieces that several hold are written
-    once."""
+    once. All is there when it returns, on any rank."""
     dcp.save(pieces, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True), planner=_Save())
     if dist.get_rank() == 0:
         write_json(Path(folder) / INDEX, {"shards": sorted(path.name for path in Path(folder).glob("shard-*"))})
+    dist.barrier()
 
 
 def read(folder, pieces):
