@@ -11,7 +11,7 @@ from . import chinchilla
 from .flops import forward_flops, training_flops
 from .hardware import GPUS
 from .memory import RECOMPUTE, kv_cache_bytes
-from .search import CHUNKS, MICRO_BATCHES, Search, search, usable_bytes
+from .search import CHUNKS, MICRO_BATCHES, TIE, Search, search, usable_bytes
 from .step import Estimate, Job, Layout, memory
 
 SHOWN = 5                       # layouts beside the best
@@ -97,7 +97,8 @@ def rejected(found: Search, job: Job) -> list[dict]:
     for other in found.fitting:
         if first_of(other.layout):
             slower = best.tokens_per_second / other.tokens_per_second
-            rows.append({"layout": asdict(other.layout), "reason": f"{slower:.2f} times as long"})
+            reason = f"{slower:.2f} times as long" if slower > 1 + TIE else "as fast, less simple"
+            rows.append({"layout": asdict(other.layout), "reason": reason})
     slower = rows[:SHOWN]
     rows = [{"layout": asdict(layout), "reason": does_not_fit(held, job)} for layout, held in found.too_large
             if first_of(layout)]

@@ -3,7 +3,8 @@
 Tried are: tensor parallel sizes that divide heads and hidden layers and stay inside a node; every pipeline length and
 expert-parallel size that divides what is left; micro-batches of 1 to 16 texts; up to 8 runs of layers a stage; the
 three kinds of recomputation; ZeRO stages 1 to 3 (stage 0 sends as much as stage 1 and holds more). The rest of the GPUs
-is data parallel. The best is the one that trains most tokens a second of those that fit in memory.
+is data parallel. The best is the one that trains most tokens a second of those that fit in memory, or a simpler one
+that is as fast.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from .step import Estimate, Job, Layout, estimate, memory
 
 MICRO_BATCHES = 1, 2, 4, 8, 16
 CHUNKS = 1, 2, 4, 8
+TIE = 0.01                      # layouts that differ by less in speed are as fast: the simplest of them is the best
 BATCH_TOLERANCE = 0.10          # by how much the batch may differ from the one asked for, so that it can be split
 
 
 @dataclass(frozen=True)
 class Search:
-    """What was found: `fitting` estimates, the fastest first; `too_large` pairs (layout, bytes), the smallest first;
-    and how many layouts could not split the batch."""
+    """What was found: `fitting` estimates, the best first, then the fastest; `too_large` pairs (layout, bytes), the
+    smallest first; and how many layouts could not split the batch."""
 
     fitting: list[Estimate]
     too_large: list[tuple[Layout, float]]
@@ -48,8 +50,16 @@ def search(job: Job, **fixed) -> Search:
         else:
             fitting.append(estimate(split, layout))
     fitting.sort(key=lambda found: -found.tokens_per_second)
+    if fitting:
+        as_fast = [found for found in fitting if found.tokens_per_second >= (1 - TIE) * fitting[0].tokens_per_second]
+        fitting.insert(0, fitting.pop(fitting.index(min(as_fast, key=_intricacy))))
     too_large.sort(key=lambda found: found[1])
     return Search(fitting, too_large, unsplit)
+
+
+def _intricacy(found):
+    layout = found.layout
+    return layout.pipeline * layout.tensor * layout.expert, layout.zero, layout.chunks, -found.tokens_per_second
 
 
 def usable_bytes(job: Job) -> float:

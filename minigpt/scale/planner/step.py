@@ -195,6 +195,9 @@ def _stages(config, T, pipeline, chunks):
     sums = np.concatenate([np.zeros((1, table.shape[1])), np.cumsum(table, axis=0)])
     per_stage = (sums[ends[1:]] - sums[ends[:-1]]).reshape(chunks, pipeline, -1).sum(axis=0)        # (pipeline, fields)
     stages = Layer(*per_stage.T)
+    if config.share_layers:                                 # all layers of a stage are one block
+        stages.dense[:] /= stages.width / config.n_embd
+        stages.experts[:] /= stages.width / config.n_embd
     positions = config.block_size * config.n_embd if config.position == "learned" else 0
     stages.dense[0] += config.vocab_size * config.n_embd + positions
     if not config.tied or pipeline > 1:                     # on another stage a tied head is a copy
