@@ -45,6 +45,7 @@ def forward_flops(config: ModelConfig, T: int) -> dict[str, int]:
     return parts
 
 
+@functools.lru_cache(maxsize=64)
 def training_flops(config: ModelConfig, T: int, recompute: str = "none") -> int:
     """FLOPs per token of a training step: forward and backward pass; with recompute="selective" attention's products
     once more, with "full" all of the layers' forward pass."""
