@@ -32,13 +32,13 @@ from ..text.knowledge import verbalise
 from ..text.world import World
 from ..train import Trainer, TrainingArguments
 
-SEEDS, STEPS, BATCH, BLOCK = 3, 2500, 32, 32
+SEEDS, STEPS, BATCH, BLOCK = 3, 1100, 32, 32
 ARMS = ("random spans", "whole names", "names + triples")
 ENTITY_SHARE, TRIPLE_SHARE = 0.5, 0.2
-WORLD = dict(people=16, cities=8, countries=8)
+WORLD = dict(people=12, cities=6, countries=6)
 TINY = dict(people=2, cities=2, countries=2)
 MODEL = dict(n_layer=2, n_head=4, n_kv_head=4, n_embd=64, n_inner=128, block_size=64, tied=True, causal=False)
-VOCABULARY, TIMES = 900, 60  # tokens; how often the text states each fact
+VOCABULARY, TIMES, FILLER = 640, 100, 0.5  # tokens; how often the text states a fact; other sentences to each
 FIGURES = {"precision_at_1": "precision at 1", "mrr": "mean reciprocal rank",
            "vocabulary_precision_at_1": "precision at 1 in the vocabulary", "ordinary_loss": "loss on ordinary text"}
 PICTURE = Path(__file__).parent / "results" / "knowledge.png"
@@ -97,7 +97,7 @@ def _in_a_process(job):
 def measure_arm(seed, name, tiny=False):
     """Trains one model and asks it."""
     world, steps = World(**TINY if tiny else WORLD, seed=seed), 3 if tiny else STEPS
-    text = world.text(4 if tiny else TIMES)
+    text = world.text(4 if tiny else TIMES, filler=FILLER)
     tokenizer = Tokenizer.train(text, 400 if tiny else VOCABULARY, special_tokens=["<mask>"])
     dataset = TextDataset.from_tokens(tokenizer.encode(text), BLOCK)
     ordinary = TextDataset.from_tokens(tokenizer.encode("\n".join(world.filler(400, seed=1))), BLOCK)

@@ -105,12 +105,12 @@ class World:
     def names(self) -> list[str]:
         return [name for names in self.entities.values() for name in names]
 
-    def text(self, times: int, seed: int = 0) -> str:
-        """A text in which every fact stands `times` times, in the templates in turn, among as many sentences of filler,
-        in random order, a line each."""
+    def text(self, times: int, seed: int = 0, filler: float = 1.0) -> str:
+        """A text in which every fact stands `times` times, in the templates in turn, in random order, a line each;
+        and for each of these sentences `filler` others that tell nothing."""
         facts = [_tell(triple, RELATIONS[triple.relation].told[k % len(RELATIONS[triple.relation].told)])
                  for k in range(times) for triple in self.triples]
-        lines = facts + self.filler(len(facts), seed)
+        lines = facts + self.filler(round(filler * len(facts)), seed)
         order = np.random.default_rng([self.seed, 1, seed]).permutation(len(lines))
         return "".join(f"{lines[i]}\n" for i in order)
 
