@@ -38,7 +38,7 @@ ENTITY_SHARE, TRIPLE_SHARE = 0.5, 0.2
 WORLD = dict(people=12, cities=6, countries=6)
 TINY = dict(people=2, cities=2, countries=2)
 MODEL = dict(n_layer=2, n_head=4, n_kv_head=4, n_embd=64, n_inner=128, block_size=64, tied=True, causal=False)
-VOCABULARY, TIMES, FILLER = 640, 100, 0.5  # tokens; how often the text states a fact; other sentences to each
+VOCABULARY, TIMES, FILLER = 880, 100, 0.5  # tokens; how often the text states a fact; other sentences to each
 FIGURES = {"precision_at_1": "precision at 1", "mrr": "mean reciprocal rank",
            "vocabulary_precision_at_1": "precision at 1 in the vocabulary", "ordinary_loss": "loss on ordinary text"}
 PICTURE = Path(__file__).parent / "results" / "knowledge.png"
