@@ -71,9 +71,6 @@ def run(args):
         return curves.run(_progress)
     if args.keep and (args.tiny or args.only):
         raise ValueError("bench: --keep is for whole results, it cannot stand beside --tiny or --only")
-    if args.what == "knowledge":
-        from . import knowledge
-        return knowledge.run(args.keep, args.tiny, args.json, _progress)
     if args.threads < 1:
         raise ValueError(f"bench: --threads is {args.threads}, must be 1 or more")
     if args.what == "twin":
@@ -86,6 +83,9 @@ def run(args):
             pass  # raises before anything is measured
     if args.json and (Path(args.json).is_dir() or not os.access(Path(args.json).parent, os.W_OK)):
         raise ValueError(f"bench: --json is {args.json}, which cannot be written, must be a file in a folder of yours")
+    if args.what == "knowledge":
+        from . import knowledge
+        return knowledge.run(args.keep, args.tiny, args.json, _progress)
     sections = [name for name in SECTIONS if args.what in ("all", name) and (name != "shakespeare" or args.data)]
     result = measure(sections, args.threads, data=args.data, only=args.only, tiny=args.tiny, progress=_progress)
     print(tables.terminal(result))

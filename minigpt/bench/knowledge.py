@@ -197,9 +197,11 @@ def run(keep, tiny, json_file, progress):
 
 
 def kept_table(results):
-    """The table of the result kept in that folder, or None."""
+    """What knowledge.md must say of the result kept in that folder; None where there is none."""
     path = results / "knowledge.json"
-    return table(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    if not path.exists():
+        return None
+    return table(json.loads(path.read_text(encoding="utf-8"))) + f"\n\n![A dot a seed, a bar their mean]({PICTURE.name})"
 
 
 if __name__ == "__main__":
