@@ -8,7 +8,8 @@ that the text does not hold.
 
 All arms see the same number of tokens and hide the same share of them; seed by seed they have the same world, text,
 tokenizer, first weights and order of blocks. The control takes the lengths that name masking drew for the block and
-draws other places for them, so the first two differ in the places alone. Beside precision at 1 and mean reciprocal rank
+draws other places for them, so the first two differ in the places alone: names are hidden more often, and whole. (Which
+of the two it is that helps, this does not tell.) Beside precision at 1 and mean reciprocal rank
 stands what it costs: the loss on ordinary text, sentences of the world without a fact, masked token by token (BERT).
 """
 
