@@ -9,8 +9,8 @@ that the text does not hold.
 All arms see the same number of tokens and hide the same share of them; seed by seed they have the same world, text,
 tokenizer, first weights and order of blocks. The control takes the lengths that name masking drew for the block and
 draws other places for them, so the first two differ in the places alone: names are hidden more often, and whole. (Which
-of the two it is that helps, this does not tell.) Beside precision at 1 and mean reciprocal rank
-stands what it costs: the loss on ordinary text, sentences of the world without a fact, masked token by token (BERT).
+of the two it is that helps, this does not tell.) Beside precision at 1 and mean reciprocal rank stands what it costs:
+the loss on ordinary text, sentences of the world without a fact, masked token by token (BERT).
 """
 
 import json
@@ -202,7 +202,8 @@ def kept_table(results):
     path = results / "knowledge.json"
     if not path.exists():
         return None
-    return table(json.loads(path.read_text(encoding="utf-8"))) + f"\n\n![A dot a seed, a bar their mean]({PICTURE.name})"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return f"{table(result)}\n\n![A dot a seed, a bar their mean]({PICTURE.name})"
 
 
 if __name__ == "__main__":
