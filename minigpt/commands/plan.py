@@ -27,6 +27,7 @@ def count(argument):
 
 
 MOST = 100_000_000
+BATCHES = (4e6, 8e6, 16e6, 32e6, 64e6)  # tokens of a step; what a larger batch teaches less for each token is not counted
 
 
 def add_arguments(parser):
@@ -38,8 +39,9 @@ def add_arguments(parser):
     job.add_argument("--tokens", type=number, metavar="N", help="tokens to train on (default: 20 for each parameter "
                      "that a token meets)")
     job.add_argument("--seq", type=count, metavar="T", help="tokens of a text (default: the preset's block_size)")
-    job.add_argument("--batch-tokens", type=number, default=4e6, metavar="N", help="tokens of a step; up to 10 %% more "
-                     "or less are used where it splits better (default: 4e6)")
+    job.add_argument("--batch-tokens", type=number, metavar="N", help="tokens of a step; up to 10 %% more or less are "
+                     "used where it splits better (default: 4e6, and up to 64e6 where a pipeline would stand empty for "
+                     "more than a quarter of a step)")
     job.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="default: %(default)s")
     layout = parser.add_argument_group("parts of the layout, where they are not to be searched for")
     for name in ("tensor", "pipeline", "expert", "micro-batch", "chunks"):
@@ -70,17 +72,26 @@ def run(args):
     for option in ("preset", "gpus"):
         if getattr(args, option) is None:
             raise ValueError(f"plan: --{option} is missing (minigpt plan --help tells more)")
-    job = _job(args)
     fixed = {field: getattr(args, field) for field in ("tensor", "pipeline", "expert", "micro_batch", "chunks", "zero",
                                                        "recompute") if getattr(args, field) is not None}
-    tokens = args.tokens or 20.0 * job.config.num_active_parameters()
-    plan = make_plan(args.preset, job, tokens, fixed, args.price)
+    batches = [args.batch_tokens] if args.batch_tokens else BATCHES
+    for batch_tokens in batches:
+        job = _job(args, batch_tokens)
+        tokens = args.tokens or 20.0 * job.config.num_active_parameters()
+        try:
+            plan = make_plan(args.preset, job, tokens, fixed, args.price)
+        except ValueError:  # a larger batch may be split among more GPUs
+            if batch_tokens == batches[-1]:
+                raise
+            continue
+        if plan["best"]["seconds"]["pipeline bubble"] < plan["best"]["step_seconds"] / 4:
+            break
     if args.picture is not None:
         draw(plan, args.picture)
     print(json.dumps(plan, indent=1) if args.json else report.text(plan))
 
 
-def _job(args):
+def _job(args, batch_tokens):
     from ..config import PRESETS, ModelConfig
     from ..scale.planner.hardware import GPUS, PRECISIONS, Assumptions
     from ..scale.planner.step import Job
@@ -91,9 +102,9 @@ def _job(args):
     if config.position == "learned" and T > config.block_size:
         raise ValueError(f"plan: --seq is {T}, must be at most {config.block_size}: {args.preset} learns its positions")
     assume = {field: getattr(args, field) for field in ("gpus_per_node", "pue") if getattr(args, field) is not None}
-    batch = max(1, round(args.batch_tokens / T))
+    batch = max(1, round(batch_tokens / T))
     if batch > MOST:
-        raise ValueError(f"plan: --batch-tokens is {args.batch_tokens:g}, must be at most {MOST:,} texts of {T:,}")
+        raise ValueError(f"plan: --batch-tokens is {batch_tokens:g}, must be at most {MOST:,} texts of {T:,}")
     return Job(config, T, batch, gpu, args.gpus, PRECISIONS[args.precision], Assumptions(**assume))
 
 
