@@ -77,9 +77,8 @@ def is_first_to_fail():
 
 def is_loss_of_a_rank(error):
     """Whether an error of torch's says no more than that another rank no longer answers."""
-    return isinstance(error, RuntimeError) and number_of_ranks() > 1 and any(
-        sign in str(error) for sign in ("closed by peer", "reset by peer", "Broken pipe", "imed out", "connectFullMesh",
-                                    "remote process exited"))
+    signs = "closed by peer", "reset by peer", "Broken pipe", "imed out", "connectFullMesh", "remote process exited"
+    return isinstance(error, RuntimeError) and number_of_ranks() > 1 and any(sign in str(error) for sign in signs)
 
 
 def is_restart():

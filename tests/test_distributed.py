@@ -132,3 +132,30 @@ def test_sigterm_saves_everything(tmp_path):
     output, _ = job.communicate(timeout=60)
     stopped = re.search(r"minigpt: stopped after step (\d+) of 5000, everything is saved; go on with: torchrun", output)
     assert stopped and (folder / f"checkpoint-{stopped[1]}").is_dir(), output
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch):
+    from minigpt import ModelConfig, TextDataset, Trainer, TrainingArguments
+    from minigpt.scale import TorchGPT
+
+    model = TorchGPT(ModelConfig(vocab_size=5, block_size=8, n_layer=1, n_head=1, n_embd=8))
+    dataset = TextDataset.from_tokens([1] * 99, 9)
+    run = Trainer(model, TrainingArguments(str(tmp_path), max_steps=1), train_dataset=dataset)
+
+    def allocate(micro_batches):
+        torch.empty(2**60)                                      # what torch says of this is a RuntimeError
+
+    monkeypatch.setattr(run.engine, "gradients", allocate)
+    with pytest.raises(MemoryError, match=r"out of memory in step 1; lower per_device_train_batch_size \(now 8\)"):
+        run.train()
+
+
+def test_a_backend_that_is_missing(monkeypatch):
+    from minigpt.ranks import Layout
+    from minigpt.scale.parallel import Ranks
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: False)
+    for device, name in (("cpu", "gloo"), ("cuda", "nccl")):
+        with pytest.raises(ValueError, match=f"parallel needs {name} for ranks on {device}, which this torch was built"):
+            Ranks(Layout.parse("ddp"), device)

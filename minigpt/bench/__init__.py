@@ -8,6 +8,7 @@
                                  README and headers redone
     minigpt bench knowledge      what a masked model learns where whole names are hidden, against a control
     minigpt bench twin           a training step of the torch twin, these kernels against torch's own, 32 and 16 bits
+    minigpt bench parallel --data FILE   the same training by one process and by two ranks in every layout
     minigpt bench curves         fifty steps of training on every backend: one loss curve on top of the other
     minigpt bench gpu --out FILE   builds, tests, sanitizes and measures the CUDA kernels where there is a GPU: gpu.py
     minigpt bench tables         the README's table and the kernels' headers again, from the newest result kept
@@ -39,7 +40,7 @@ SECONDS = {"ops": 1.0, "train": 6, "decode": 6, "shakespeare": 0}  # meant for o
 
 
 def add_arguments(parser):
-    parser.add_argument("what", choices=(*SECTIONS, "all", "knowledge", "twin", "curves", "gpu", "tables"),
+    parser.add_argument("what", choices=(*SECTIONS, "all", "knowledge", "twin", "curves", "parallel", "gpu", "tables"),
                         help="what to measure; tables: only rewrite them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
@@ -86,6 +87,11 @@ def run(args):
     if args.what == "knowledge":
         from . import knowledge
         return knowledge.run(args.keep, args.tiny, args.json, _progress)
+    if args.what == "parallel":
+        if not args.data:
+            raise ValueError("bench parallel: needs a text, --data FILE")
+        from . import parallel
+        return parallel.run(args.data, _progress)
     sections = [name for name in SECTIONS if args.what in ("all", name) and (name != "shakespeare" or args.data)]
     result = measure(sections, args.threads, data=args.data, only=args.only, tiny=args.tiny, progress=_progress)
     print(tables.terminal(result))
