@@ -20,7 +20,7 @@ import numpy as np
 from ..files.atomic import atomic_write
 
 PICTURE = Path(__file__).parent / "results" / "parallel.png"
-BATCH, STEPS, EVERY, RANKS = 12, 200, 20, 2
+BATCH, STEPS, EVERY, RANKS = 12, 100, 15, 2
 RUNS = {"one process": None, "ddp": "ddp", "fsdp": "fsdp", "tp": "tp=2", "fsdp, killed": "fsdp"}
 ALLOWED = 1e-4  # of a difference between losses, relative: float32, added up in another order
 
