@@ -381,6 +381,6 @@ def test_runs_without_torch_and_says_that_a_picture_needs_matplotlib(tmp_path):
 
 def test_the_batch_grows_until_the_pipeline_is_busy(capsys):
     for gpus, least in ((1024, 4e6), (25000, 32e6)):
-        assert main(["plan", "--preset", "moe-1.8t", "--gpus", str(gpus), "--json"]) == 0
+        assert cli.main(["plan", "--preset", "moe-1.8t", "--gpus", str(gpus), "--json"]) == 0
         best = json.loads(capsys.readouterr().out)["best"]
         assert best["batch_tokens"] > 0.9 * least and best["seconds"]["pipeline bubble"] < best["step_seconds"] / 4

@@ -27,7 +27,7 @@ def count(argument):
 
 
 MOST = 100_000_000
-BATCHES = (4e6, 8e6, 16e6, 32e6, 64e6)  # tokens of a step; what a larger batch teaches less for each token is not counted
+BATCHES = (4e6, 8e6, 16e6, 32e6, 64e6)  # tokens of a step; that a token of a larger one teaches less is not counted
 
 
 def add_arguments(parser):
