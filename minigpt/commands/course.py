@@ -60,11 +60,10 @@ def run_check(args):
     assignment = _assignment(args)
     if args.task and args.task not in assignment.tasks:
         raise ValueError(f"course: there is no task {args.task!r}, there are {', '.join(assignment.tasks)}")
-    tests, problem = grade.run_tests(assignment)
+    tests, problem = grade.run_tests(assignment, task=args.task or "")
     if problem:
         raise ValueError(f"course: the tests could not be run: {problem}")
     if args.task:
-        tests = [t for t in tests if t["task"] == args.task]
         assignment.tasks = {args.task: assignment.tasks[args.task]}
     print(grade.table(assignment, tests))
     return 0 if all(t["status"] == "passed" for t in tests) else 1
@@ -97,4 +96,4 @@ def run_gradescope(args):
 def run_classroom50(args):
     from ..course.classroom50 import autograder
 
-    print(f"{autograder(_assignment(args), args.out)} holds what belongs into .classroom50/ of the template")
+    print(f"{autograder(_assignment(args), args.out)} is the bundle for Classroom 50: autograder.py and what it needs")

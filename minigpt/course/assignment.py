@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 try:
     import tomllib
 except ImportError:                       # Python 3.10, where pytest brings its twin along
     import tomli as tomllib
 
+SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".md")     # what students write
+
 
 @dataclasses.dataclass
 class Assignment:
-    """assignment.toml. `files` are what students write and hand in, beside adapters.py; `tasks` names every task."""
+    """assignment.toml. `files` are those in student/ that are handed out; `tasks` names every task."""
 
     folder: Path
     id: str
@@ -43,7 +45,15 @@ class Assignment:
                 raise ValueError(f"{path}: files names {name!r}, which is no file in {folder}")
         return assignment
 
-    @property
-    def handed_in(self) -> list:
-        """The files of a submission, relative to its folder."""
-        return [*self.files, "adapters.py"]
+    def handed_in(self, name) -> bool:
+        """Whether a file of that name is part of a submission: adapters.py, and sources in student/."""
+        path = PurePosixPath(name)
+        return name == "adapters.py" or (path.parts[:1] == ("student",) and len(path.parts) > 1 and
+                                         ".." not in path.parts and path.suffix in SOURCES)
+
+    def submission(self, folder) -> list:
+        """The names of the files in `folder` that belong to a submission."""
+        folder = Path(folder)
+        found = [folder / "adapters.py", *sorted((folder / "student").rglob("*"))]
+        names = [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+        return [name for name in names if self.handed_in(name)]

@@ -1,45 +1,47 @@
 """Grades one submission, or a folder of them: the points of every task, from tests run by pytest in a process of its
 own for each submission, while the student's code runs in yet another (see student.py).
 
-A submission is a folder or a .zip, as `minigpt course submit` makes it. Of it, only the files that the assignment names
-are looked at; those it lacks are taken as they were handed out, unsolved.
+A submission is a folder or a .zip, as `minigpt course submit` makes it, or with a folder around it, as others do. Only
+its adapters.py and the sources in student/ are looked at; what is missing is taken as it was handed out, unsolved.
 """
 
 import ast
-import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 
 from ..files.atomic import atomic_write
 from . import release
-from .assignment import Assignment
 
-LARGEST = 2**20                           # bytes; no source file is larger
+LARGEST, MOST = 2**20, 500                # bytes of a file, and files; no submission is larger
 PACKAGE = Path(__file__).parent.parent
 
 
-def run_tests(assignment, submission=None, isolation="none", seed="", seconds=None):
-    """Runs an assignment's tests on a submission -> (results, what stopped the grader or ""). Results are the
-    dictionaries of plugin.py; a test that could not be run counts 0."""
+def run_tests(assignment, submission=None, isolation="none", seed="", task=""):
+    """Runs an assignment's tests on a submission (default: its own files) -> (results, what stopped the grader or "").
+    Results are the dictionaries of plugin.py; a test that could not be run is not among them. `task`: only this one."""
     with tempfile.TemporaryDirectory(prefix="minigpt-grade-") as scratch:
         path = Path(scratch, "results.json")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "minigpt.course.plugin", "-p", "no:cacheprovider",
                    "--noconftest", "-c", "/dev/null", "--rootdir", str(assignment.folder),
                    str(assignment.folder / "tests"), f"--course-isolation={isolation}", f"--course-seed={seed}",
-                   f"--course-results={path}"]
+                   f"--course-results={path}", f"--course-task={task}"]
         if submission:
             command.append(f"--course-submission={submission}")
         try:
             done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent,
-                                  timeout=seconds or 2 * assignment.total_seconds)
+                                  env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+                                  timeout=2 * assignment.total_seconds + 60)
             problem = "" if done.returncode in (0, 1) else (done.stdout + done.stderr)[-2000:]
         except subprocess.TimeoutExpired:
             problem = "the grader itself took too long"
@@ -81,41 +83,39 @@ def points(assignment) -> dict:
 
 def unpack(assignment, submission, folder):
     """Copies the files that count to `folder` -> (those missing, why the submission cannot be read or "")."""
-    handed_out, missing, problem = release.contents(assignment), [], ""
-    with contextlib.ExitStack() as stack:
-        try:
-            read = reader(submission, stack)
-        except (OSError, zipfile.BadZipFile) as error:
-            read, problem = lambda name: None, f"cannot be read: {error}"
-        for name in assignment.handed_in:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            data = read(name)
-            if data is None:
-                missing.append(name)
-                data = handed_out[name].encode()
-            target.write_bytes(data)
-    for path in (folder, *folder.rglob("*")):                                 # readable for whoever runs it
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return missing, problem
+    problem = ""
+    try:
+        files = files_of(submission)
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        files, problem = {}, f"the submission cannot be read: {error}"
+    files = {name: data for name, data in files.items() if assignment.handed_in(name)}
+    handed_out = {name: text.encode() for name, text in release.contents(assignment).items()
+                  if assignment.handed_in(name)}
+    for name, data in (handed_out | files).items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return sorted(handed_out.keys() - files), problem
 
 
-def reader(submission, stack):
-    """A function that gives the bytes of a file of a submission, or None: of plain files of a sensible size only."""
+def files_of(submission) -> dict:
+    """{name: bytes} of the plain files of a sensible size, with names relative to the folder of adapters.py."""
+    found = {}
     if submission.is_dir():
-        def read(name):
-            path = submission / name
-            inside = not any(p.is_symlink() for p in (path, *path.parents) if submission in p.parents)
-            return path.read_bytes() if inside and path.is_file() and path.stat().st_size <= LARGEST else None
+        for folder, _, names in os.walk(submission):                          # follows no links
+            for path in (Path(folder, name) for name in names):
+                if not path.is_symlink() and path.is_file() and path.stat().st_size <= LARGEST and len(found) < MOST:
+                    found[path.relative_to(submission).as_posix()] = path.read_bytes
     else:
-        archive = stack.enter_context(zipfile.ZipFile(submission))
-
-        def read(name):
-            try:
-                return archive.read(name) if archive.getinfo(name).file_size <= LARGEST else None
-            except (KeyError, RuntimeError, zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError):
-                return None
-    return read
+        with zipfile.ZipFile(submission) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()[:MOST] if not info.is_dir()}
+            wanted = [name for name, size in sizes.items() if size <= LARGEST and "__MACOSX" not in name]
+            found = {name: functools.partial(bytes, archive.read(name)) for name in wanted}
+    roots = sorted((PurePosixPath(name).parent for name in found if PurePosixPath(name).name == "adapters.py"),
+                   key=lambda path: len(path.parts))
+    inside = {PurePosixPath(name): read for name, read in found.items()}
+    root = roots[0] if roots else PurePosixPath(".")
+    return {path.relative_to(root).as_posix(): read() for path, read in inside.items() if path.is_relative_to(root)}
 
 
 def grade_folder(assignment, folder, out, isolation, secret, say=print):

@@ -100,7 +100,7 @@ def submission(folder, out) -> Path:
     assignment = Assignment.load(folder)
     out = Path(out or f"{assignment.id}.zip")
     with tempfile.TemporaryDirectory() as made:
-        for name in assignment.handed_in:
+        for name in assignment.submission(assignment.folder):
             (Path(made) / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(assignment.folder / name, Path(made) / name)
         return pack(Path(made), out)

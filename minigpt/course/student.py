@@ -8,6 +8,7 @@ its own task only. One that cannot even import the submission costs everything, 
 """
 
 import functools
+import glob
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ import select
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -165,44 +167,49 @@ def configuration(folder, assignment, isolation, scratch, pass_fds):
     packages = {name: path for name, path in packages.items() if os.path.isdir(path)}
     root = f"{scratch}/root"
     os.makedirs(root, exist_ok=True)
+    names = assignment.submission(folder) if folder else []
+    laid_out = _laid_out(folder, names, packages, Path(scratch))
+    paths, placed = [laid_out["worker/worker.py"], laid_out["submission"], laid_out["packages"]], {}
     if isolation == "namespaces":
-        placed = {"/submission": str(folder), "/worker/worker.py": str(HERE / "worker.py"),
-                  "/worker/wire.py": str(HERE / "wire.py")} | {f"/packages/{n}": p for n, p in packages.items()}
-        paths = ("/worker/worker.py", "/submission", "/packages")
-    else:
-        placed, paths = {}, _laid_out(folder, packages, Path(scratch))
+        placed = {f"/{name}": laid_out[name] for name in ("worker", "submission")}
+        placed |= {f"/packages/{name}": path for name, path in packages.items()}
+        paths = ["/worker/worker.py", "/submission", "/packages"]
+    hidden = [str(PACKAGE), sysconfig.get_path("purelib", vars={"base": sys.base_prefix}),
+              *glob.glob("/usr/lib/python3*/dist-packages"), *glob.glob("/usr/local/lib/python3*/*-packages")]
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8",
                    "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-    return dict(isolation=isolation, root=root, visible=[sys.base_prefix], placed=placed, hidden=[str(PACKAGE)],
+    return dict(isolation=isolation, root=root, visible=[sys.base_prefix], placed=placed, hidden=hidden,
                 uid=40000 + os.getpid() % 20000, disk=DISK, memory=assignment.memory_mb * 2**20,
                 processes=assignment.processes, seconds=assignment.total_seconds, pass_fds=pass_fds,
                 environment=environment, command=[python, "-I", "-S", *paths, *map(str, pass_fds)])
 
 
-def _laid_out(folder, packages, scratch):
-    """The same view without namespaces: copies and links in a folder that everybody may read."""
-    scratch.chmod(0o755)
-    for name in ("worker", "packages"):
-        (scratch / name).mkdir(exist_ok=True)
-    for name in ("worker.py", "wire.py"):
-        shutil.copy(HERE / name, scratch / "worker" / name)
-    for name, path in packages.items():
-        if not (scratch / "packages" / name).exists():
-            (scratch / "packages" / name).symlink_to(path)
-    submission = scratch / "submission"
-    if not submission.exists():
-        shutil.copytree(folder, submission)
-    return str(scratch / "worker" / "worker.py"), str(submission), str(scratch / "packages")
+def _laid_out(folder, names, packages, scratch):
+    """Copies and links of all that the process needs, for everybody to read -> {name: path}."""
+    paths = {name: scratch / name for name in ("worker", "packages", "submission", "worker/worker.py")}
+    if not paths["worker"].exists():
+        for name in ("worker", "packages", "submission"):
+            paths[name].mkdir()
+        for name in ("worker.py", "wire.py"):
+            shutil.copyfile(HERE / name, scratch / "worker" / name)
+        for name, path in packages.items():
+            (paths["packages"] / name).symlink_to(path)
+        for name in names:
+            (paths["submission"] / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, paths["submission"] / name)
+        for path in (scratch, *scratch.iterdir(), *paths["worker"].iterdir(), *paths["submission"].rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    return {name: str(path) for name, path in paths.items()}
 
 
 def isolation() -> str:
-    """The best that this machine offers to keep submissions from everything else. ImportError where there is nothing."""
+    """The best that this machine offers to keep submissions from all else. ImportError where there is nothing."""
     with tempfile.TemporaryDirectory(prefix="minigpt-course-") as scratch:
         for kind in ("namespaces", "user"):
             if kind == "user" and (os.getuid() != 0 or _readable_by_all(PACKAGE)):
                 continue
-            config = configuration(PACKAGE, _Probe, kind, scratch, ())
+            config = configuration(None, _Probe, kind, scratch, ())
             config["command"] = [*config["command"][:3], "-c", "pass"]
             with subprocess.Popen([sys.executable, "-I", "-S", str(HERE / "jail.py"), json.dumps(config)],
                                   stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as probe:

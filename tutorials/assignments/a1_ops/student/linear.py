@@ -1,6 +1,6 @@
 """Tasks 1.1 and 1.2: y = x W^T + bias, the layer in which a GPT spends most of its time.
 
-Shapes: `...` are any leading axes (batch, time), K inputs, N outputs. The weight is stored (N, K), as in torch.nn.Linear.
+Shapes: `...` are any leading axes (batch, time), K inputs, N outputs. The weight is (N, K), as in torch.nn.Linear.
 Every function keeps the dtype of its arguments, and leaves the arguments as they are.
 """
 

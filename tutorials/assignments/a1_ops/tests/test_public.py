@@ -34,7 +34,7 @@ def test_gelu_backward(adapters, rng):
     agrees(adapters, "gelu_backward", dy=numbers(rng, 4, 33), x=numbers(rng, 4, 33))
 
 
-@pytest.mark.task("3.1", points=3, look="the mean and the variance are those of a row, and eps is added to the variance")
+@pytest.mark.task("3.1", points=3, look="mean and variance are those of a row; eps is added to the variance")
 def test_layernorm_forward(adapters, rng):
     agrees(adapters, "layernorm_forward", x=numbers(rng, 2, 7, 48), weight=parameters(rng, 48),
            bias=parameters(rng, 48), eps=1e-5)
