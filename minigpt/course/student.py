@@ -7,7 +7,6 @@ A process that crashes, hangs or is killed is replaced by a new one for the next
 its own task only. One that cannot even import the submission costs everything, quickly.
 """
 
-import functools
 import glob
 import importlib.util
 import json
@@ -27,6 +26,7 @@ PACKAGE = Path(__file__).parent.parent
 HERE = Path(__file__).parent
 DISK = 64 * 2**20                         # bytes of files a submission may write
 OUTPUT_SHOWN = 1000                       # characters of what it printed
+PATIENCE = 5                              # its seconds are of the processor; the clock may show so many times more
 
 
 class Failed(AssertionError):
@@ -42,7 +42,7 @@ class Student:
         self.folder, self.assignment, self.isolation = Path(folder).resolve(), assignment, isolation
         self.broken = None                # why the submission cannot be imported, once that is known
         self._process = None
-        self._deadline = time.monotonic() + assignment.total_seconds
+        self._deadline = time.monotonic() + PATIENCE * assignment.total_seconds
         self._scratch = tempfile.TemporaryDirectory(prefix="minigpt-course-")
 
     def __enter__(self):
@@ -106,12 +106,12 @@ class Student:
 
     def _ask(self, request, what):
         """Sends a request and waits for its reply. Failed if none comes."""
-        until = min(time.monotonic() + self.assignment.seconds, self._deadline)
+        self._began = time.monotonic(), processor_seconds(self._process.pid)
         try:
             while request:
-                self._wait(self._requests, until, writing=True)
+                self._wait(self._requests, writing=True)
                 request = request[os.write(self._requests, request):]
-            reply = wire.unpack(functools.partial(self._read, until=until))
+            reply = wire.unpack(self._read)
             if not isinstance(reply, dict) or not ("error" in reply or "ready" in reply or "result" in reply):
                 raise wire.BadMessage("not one of ours")
             return reply
@@ -129,15 +129,22 @@ class Student:
             self._stop()
             raise Failed(f"{what}your process sent something that is no answer ({error})") from None
 
-    def _wait(self, fd, until, writing=False):
-        left = until - time.monotonic()
-        if left <= 0 or not any(select.select([] if writing else [fd], [fd] if writing else [], [], left)):
-            raise TimeoutError
+    def _wait(self, fd, writing=False):
+        """Until the pipe is ready. TimeoutError where the call has had its time: so that points do not depend on what
+        else the machine is doing, its own processor time, and several times as much by the clock."""
+        clock, processor = self._began
+        limit = self.assignment.seconds
+        while not any(select.select([] if writing else [fd], [fd] if writing else [], [], 0.1)):
+            now = time.monotonic()
+            if now > min(clock + PATIENCE * limit, self._deadline):
+                raise TimeoutError
+            if processor_seconds(self._process.pid) - processor > limit:
+                raise TimeoutError
 
-    def _read(self, n, until):
+    def _read(self, n):
         parts = []
         while n:
-            self._wait(self._answers, until)
+            self._wait(self._answers)
             if not (part := os.read(self._answers, min(n, 2**20))):
                 raise EOFError
             parts.append(part)
@@ -149,6 +156,18 @@ class Student:
         self._output.seek(0)
         text = self._output.read(4 * OUTPUT_SHOWN).decode(errors="replace")
         return f"\nIt printed:\n{text[:OUTPUT_SHOWN]}" if text.strip() else ""
+
+
+def processor_seconds(pid):
+    """What the children of a process, and those that have ended, have used. 0 where there is no /proc to tell."""
+    used, ticks = 0, os.sysconf("SC_CLK_TCK")
+    try:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            used += sum(map(int, fields[11:15])) / ticks                      # utime, stime, cutime, cstime
+    except OSError:
+        pass
+    return used
 
 
 def ending(code):
