@@ -6,11 +6,13 @@ The hostile ones are safe where nothing holds them either: they stop by themselv
 
 import ast
 import csv
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,21 +120,25 @@ def wrongs(folder):
     return tomllib.loads((folder / "wrong.toml").read_text())["wrong"]
 
 
-@pytest.mark.parametrize("folder, wrong", [pytest.param(folder, w, id=f"{folder.name}-{w['task']} {w['what']}")
-                                           for folder in FOLDERS for w in wrongs(folder)])
-def test_a_known_mistake_costs_points_on_its_task_alone(folder, wrong, tmp_path):
-    """The tests of its chapter are run: no other imports the file."""
-    path = copy_of(folder, tmp_path) / wrong["file"]
-    text = path.read_text()
-    assert text.count(wrong["right"]) == 1
-    path.write_text(text.replace(wrong["right"], wrong["wrong"]))
-    tests, problem = grade.run_tests(Assignment.load(folder), tmp_path, task=wrong["task"].split(".")[0] + ".")
-    assert not problem
-    lost = {task for task, (points, most) in by_task(tests).items() if points < most}
-    assert lost == {wrong["task"]}, tests
-    for t in tests:
-        if t["status"] == "failed":                   # in words: which function, and what about it
-            assert "Look at: " in t["message"] and ": " in t["message"].splitlines()[0], t["message"]
+@each
+def test_a_known_mistake_costs_points_on_its_task_alone(folder, tmp_path):
+    """The tests of its chapter are run, two mistakes at a time: no other tests call what is in the file."""
+    def run(number, wrong):
+        path = copy_of(folder, tmp_path / str(number)) / wrong["file"]
+        text = path.read_text()
+        assert text.count(wrong["right"]) == 1, wrong
+        path.write_text(text.replace(wrong["right"], wrong["wrong"]))
+        chapter = wrong["task"].split(".")[0] + "."
+        return grade.run_tests(Assignment.load(folder), tmp_path / str(number), task=chapter)
+
+    with ThreadPoolExecutor(2) as pool:
+        for wrong, (tests, problem) in zip(wrongs(folder), pool.map(run, itertools.count(), wrongs(folder)),
+                                           strict=True):
+            lost = {task for task, (points, most) in by_task(tests).items() if points < most}
+            assert not problem and lost == {wrong["task"]}, (wrong, tests)
+            for t in tests:
+                if t["status"] == "failed":           # in words: which function, and what about it
+                    assert "Look at: " in t["message"] and ": " in t["message"].splitlines()[0], t["message"]
 
 
 @each
@@ -322,7 +328,7 @@ def test_messages_are_numbers_and_arrays_only():
 def test_a_folder_becomes_a_table(impatient, isolation, tmp_path, capsys):
     folder = tmp_path / "submissions"
     folder.mkdir()
-    copy_of(A1, folder / "=ada" )
+    copy_of(A1, folder / "=ada")
     with zipfile.ZipFile(folder / "bob.zip", "w") as archive:                 # with a folder around, and with one file
         archive.write(A1 / "adapters.py", "a1_ops-main/adapters.py")
         archive.write(A1 / "student" / "gelu.py", "a1_ops-main/student/gelu.py")

@@ -33,7 +33,7 @@ def run_tests(assignment, submission=None, isolation="none", seed="", task=""):
     with tempfile.TemporaryDirectory(prefix="minigpt-grade-") as scratch:
         path = Path(scratch, "results.json")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "minigpt.course.plugin", "-p", "no:cacheprovider",
-                   "--noconftest", "-c", "/dev/null", "--rootdir", str(assignment.folder),
+                   "--tb=native", "--noconftest", "-c", "/dev/null", "--rootdir", str(assignment.folder),
                    str(assignment.folder / "tests"), f"--course-isolation={isolation}", f"--course-seed={seed}",
                    f"--course-results={path}", f"--course-task={task}"]
         if submission:
