@@ -230,6 +230,13 @@ def test_a_file_that_cannot_be_imported_costs_all(what, impatient, isolation, tm
     assert all(t["points"] == 0 and said in t["message"] for t in tests), tests
 
 
+def test_a_jail_that_cannot_be_built_is_no_grade(impatient, isolation, tmp_path):
+    """It is reported as the machine's problem. (Here a submission pretends; it gains nothing.)"""
+    code = f"import os; print('jail: no', flush=True); os._exit({jail.FAILED})\n"
+    tests, problem = grade.run_tests(impatient, hostile(tmp_path / "of", at_import=code), isolation)
+    assert tests == [] and "could not be started" in problem
+
+
 @pytest.mark.parametrize("what", IN_A_FUNCTION)
 def test_a_bad_function_costs_its_task_alone(what, impatient, isolation, tmp_path):
     code, said = IN_A_FUNCTION[what]
@@ -479,4 +486,3 @@ def test_the_limits_are_what_the_jail_says(tmp_path, isolation):
     """
     tests, _ = grade.run_tests(Assignment.load(A1), hostile(tmp_path / "of", in_function=code), isolation, task="2.1")
     assert f"[{512 * 2**20}, 16, 0] False" in tests[0]["message"]
-    assert jail.FAILED == 125

@@ -22,7 +22,7 @@ import pytest
 
 from ..files.atomic import atomic_write
 from .assignment import Assignment
-from .student import Failed, Student, Todo
+from .student import CannotStart, Failed, Student, Todo
 
 MESSAGE = 4000                            # characters of a message that are kept
 
@@ -71,7 +71,12 @@ class Adapters(types.SimpleNamespace):
     """adapters.py of the submission, wherever it runs: every attribute is a function to be called with keywords."""
 
     def __getattr__(self, name):
-        return lambda **arguments: self.student.call(name, **arguments)
+        def call(**arguments):
+            try:
+                return self.student.call(name, **arguments)
+            except CannotStart as error:
+                pytest.exit(str(error), returncode=3)                         # the grader says so, and grades nothing
+        return call
 
 
 @pytest.fixture

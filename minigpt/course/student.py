@@ -33,6 +33,10 @@ class Failed(AssertionError):
     """The student's function gave no answer that can be compared; says why, for the student."""
 
 
+class CannotStart(Exception):
+    """The jail could not be set up: nobody's fault but the machine's, and no reason to give 0 points in silence."""
+
+
 class Todo(Failed):
     """It is not written yet."""
 
@@ -123,7 +127,7 @@ class Student:
             code = self._stop()
             printed = self._printed()
             if code == jail.FAILED and "jail: " in printed:
-                raise RuntimeError(f"the student's process could not be started.{printed}") from None
+                raise CannotStart(f"the student's process could not be started.{printed}") from None
             raise Failed(f"{what}{ending(code)}{printed}") from None
         except wire.BadMessage as error:
             self._stop()
