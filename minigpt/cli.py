@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": ("minigpt.commands.plan", "what training a model on a cluster takes, and the best way to lay it out"),
     "doctor": ("minigpt.commands.doctor", "what is built, what this machine runs, and what stands in the way"),
     "diff": ("minigpt.commands.diff", "hold two backends against each other, operation by operation"),
+    "course": ("minigpt.commands.course", "make assignments, check them, hand them in, grade them"),
 }
 
 

@@ -1,0 +1,59 @@
+"""What an assignment is: a folder with assignment.toml, the students' files with solutions, adapters.py and tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path, PurePosixPath
+
+try:
+    import tomllib
+except ImportError:                       # Python 3.10, where pytest brings its twin along
+    import tomli as tomllib
+
+SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".md")     # what students write
+
+
+@dataclasses.dataclass
+class Assignment:
+    """assignment.toml. `files` are those in student/ that are handed out; `tasks` names every task."""
+
+    folder: Path
+    id: str
+    title: str
+    hours: int
+    files: list
+    tasks: dict
+    seconds: int = 10                     # for one call of a student's function
+    total_seconds: int = 120              # for a whole submission
+    memory_mb: int = 512
+    processes: int = 16
+
+    @classmethod
+    def load(cls, folder) -> Assignment:
+        """Reads a folder. ValueError if it holds no assignment, or one that does not make sense."""
+        folder = Path(folder).resolve()
+        path = folder / "assignment.toml"
+        if not path.is_file():
+            raise ValueError(f"course: {folder} holds no assignment (there is no assignment.toml in it)")
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            assignment = cls(folder=folder, **values)
+        except (TypeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        for name in assignment.files:
+            if Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
+                raise ValueError(f"{path}: files names {name!r}, which is no file in {folder}")
+        return assignment
+
+    def handed_in(self, name) -> bool:
+        """Whether a file of that name is part of a submission: adapters.py, and sources in student/."""
+        path = PurePosixPath(name)
+        return name == "adapters.py" or (path.parts[:1] == ("student",) and len(path.parts) > 1 and
+                                         ".." not in path.parts and path.suffix in SOURCES)
+
+    def submission(self, folder) -> list:
+        """The names of the files in `folder` that belong to a submission."""
+        folder = Path(folder)
+        found = [folder / "adapters.py", *sorted((folder / "student").rglob("*"))]
+        names = [path.relative_to(folder).as_posix() for path in found if path.is_file()]
+        return [name for name in names if self.handed_in(name)]

@@ -1,0 +1,190 @@
+"""Grades one submission, or a folder of them: the points of every task, from tests run by pytest in a process of its
+own for each submission, while the student's code runs in yet another (see student.py).
+
+A submission is a folder or a .zip, as `minigpt course submit` makes it, or with a folder around it, as others do. Only
+its adapters.py and the sources in student/ are looked at; what is missing is taken as it was handed out, unsolved.
+"""
+
+import ast
+import csv
+import functools
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from ..files.atomic import atomic_write
+from . import release
+
+LARGEST, MOST = 2**20, 500                # bytes of a file, and files; no submission is larger
+PACKAGE = Path(__file__).parent.parent
+
+
+def run_tests(assignment, submission=None, isolation="none", seed="", task=""):
+    """Runs an assignment's tests on a submission (default: its own files) -> (results, what stopped the grader or "").
+    Results are the dictionaries of plugin.py; a test that could not be run is not among them. `task`: only this one."""
+    with tempfile.TemporaryDirectory(prefix="minigpt-grade-") as scratch:
+        path = Path(scratch, "results.json")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "minigpt.course.plugin", "-p", "no:cacheprovider",
+                   "--tb=native", "--noconftest", "-c", "/dev/null", "--rootdir", str(assignment.folder),
+                   str(assignment.folder / "tests"), f"--course-isolation={isolation}", f"--course-seed={seed}",
+                   f"--course-results={path}", f"--course-task={task}"]
+        if submission:
+            command.append(f"--course-submission={submission}")
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent,
+                                  env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+                                  timeout=2 * assignment.total_seconds + 60)
+            problem = "" if done.returncode in (0, 1) else (done.stdout + done.stderr)[-2000:]
+        except subprocess.TimeoutExpired:
+            problem = "the grader itself took too long"
+        results = json.loads(path.read_text()) if path.exists() else []
+    return results, problem
+
+
+def grade(assignment, submission, isolation, student="", secret=""):
+    """Grades one submission, a folder or a zip -> {student, score, max, tests, seconds, problem}. Never raises because
+    of what is in it. `secret` and the student's name decide the numbers of the tests."""
+    began = time.monotonic()
+    seed = hashlib.sha256(f"{secret}/{student}".encode()).hexdigest()
+    with tempfile.TemporaryDirectory(prefix="minigpt-grade-") as folder:
+        missing, unreadable = unpack(assignment, Path(submission), Path(folder))
+        tests, problem = run_tests(assignment, folder, isolation, seed)
+    return dict(student=student, score=sum(t["points"] for t in tests), max=total(assignment), tests=tests,
+                seconds=round(time.monotonic() - began, 2),
+                problem="; ".join(filter(None, (unreadable, missing and f"not handed in: {', '.join(missing)}",
+                                                problem))))
+
+
+def total(assignment) -> int:
+    """The points of all tests, told by pytest's own list of them."""
+    return sum(points(assignment).values())
+
+
+def points(assignment) -> dict:
+    """{task: points}, read from the marks in the source of the tests."""
+    found = {task: 0 for task in assignment.tasks}
+    for path in sorted((assignment.folder / "tests").glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.task":
+                task = ast.literal_eval(node.args[0])
+                if task not in found:
+                    raise ValueError(f"{path}: task {task} is not among those of assignment.toml")
+                found[task] += next(ast.literal_eval(k.value) for k in node.keywords if k.arg == "points")
+    return found
+
+
+def unpack(assignment, submission, folder):
+    """Copies the files that count to `folder` -> (those missing, why the submission cannot be read or "")."""
+    problem = ""
+    try:
+        files = files_of(submission)
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        files, problem = {}, f"the submission cannot be read: {error}"
+    files = {name: data for name, data in files.items() if assignment.handed_in(name)}
+    handed_out = {name: text.encode() for name, text in release.contents(assignment).items()
+                  if assignment.handed_in(name)}
+    for name, data in (handed_out | files).items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return sorted(handed_out.keys() - files), problem
+
+
+def files_of(submission) -> dict:
+    """{name: bytes} of the plain files of a sensible size, with names relative to the folder of adapters.py."""
+    found = {}
+    if submission.is_dir():
+        for folder, _, names in os.walk(submission):                          # follows no links
+            for path in (Path(folder, name) for name in names):
+                if not path.is_symlink() and path.is_file() and path.stat().st_size <= LARGEST and len(found) < MOST:
+                    found[path.relative_to(submission).as_posix()] = path.read_bytes
+    else:
+        with zipfile.ZipFile(submission) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()[:MOST] if not info.is_dir()}
+            wanted = [name for name, size in sizes.items() if size <= LARGEST and "__MACOSX" not in name]
+            found = {name: functools.partial(bytes, archive.read(name)) for name in wanted}
+    roots = sorted((PurePosixPath(name).parent for name in found if PurePosixPath(name).name == "adapters.py"),
+                   key=lambda path: len(path.parts))
+    inside = {PurePosixPath(name): read for name, read in found.items()}
+    root = roots[0] if roots else PurePosixPath(".")
+    return {path.relative_to(root).as_posix(): read() for path, read in inside.items() if path.is_relative_to(root)}
+
+
+def grade_folder(assignment, folder, out, isolation, secret, say=print):
+    """Grades every folder and zip in `folder`, and writes a table with a line for each to `out`, after each. Reports
+    for the students go to <out without .csv>/<student>.md."""
+    submissions = sorted(p for p in Path(folder).iterdir() if p.is_dir() or p.suffix == ".zip")
+    if not submissions:
+        raise ValueError(f"course: {folder} holds no submissions (folders, or .zip files)")
+    reports, rows, began = Path(out).with_suffix(""), [], time.monotonic()
+    reports.mkdir(parents=True, exist_ok=True)
+    for number, submission in enumerate(submissions, start=1):
+        record = grade(assignment, submission, isolation, submission.stem, secret)
+        rows.append(row(assignment, record))
+        write_csv(out, rows)
+        with atomic_write(reports / f"{submission.stem}.md") as file:
+            file.write(report(assignment, record).encode())
+        left = (time.monotonic() - began) / number * (len(submissions) - number)
+        say(f"{number}/{len(submissions)} {submission.stem}: {record['score']} of {record['max']} in "
+            f"{record['seconds']} s; {left:.0f} s left")
+    return rows
+
+
+def row(assignment, record):
+    """A line of the table."""
+    by_task = {f"task {task}": sum(t["points"] for t in record["tests"] if t["task"] == task)
+               for task in assignment.tasks}
+    lost = [f"{t['task']}: {first_line(t['message'])}" for t in record["tests"] if t["status"] == "failed"]
+    return {"student": record["student"], "score": record["score"], "max": record["max"], **by_task,
+            "seconds": record["seconds"], "problem": first_line(record["problem"]),
+            "notes": " | ".join(dict.fromkeys(lost))[:1000]}
+
+
+def first_line(text):
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def write_csv(path, rows):
+    """A table that a spreadsheet opens without running it: no cell begins like a formula."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows({key: f"'{x}" if str(x)[:1] in ("=", "+", "-", "@", "\t") else x for key, x in row.items()}
+                     for row in rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def table(assignment, tests, width=100) -> str:
+    """The points by task, and below it what went wrong, for a terminal."""
+    lines, messages = [f"{'task':6}{'points':>9}  what"], {}
+    for task, what in assignment.tasks.items():
+        of_task = [t for t in tests if t["task"] == task]
+        reached, most = sum(t["points"] for t in of_task), sum(t["max"] for t in of_task)
+        states = {t["status"] for t in of_task}
+        state = "" if states <= {"passed"} else "  <- not written yet" if states == {"todo"} else "  <-"
+        lines.append(f"{task:6}{reached:4} /{most:3}  {what}{state}")
+        for t in of_task:
+            if t["status"] == "failed":
+                messages.setdefault(t["message"], []).append(f"task {task}, {t['test']}")
+    score, most = sum(t["points"] for t in tests), sum(t["max"] for t in tests)
+    lines.append(f"{'':6}{score:4} /{most:3}  points in the tests that were run")
+    for message, where in messages.items():
+        more = f" (and {len(where) - 1} more tests)" if len(where) > 1 else ""
+        lines += ["", where[0] + more, *(f"  {line}" for line in message.splitlines())]
+    return "\n".join(lines)
+
+
+def report(assignment, record) -> str:
+    """What a student is told."""
+    problem = f"\n{record['problem']}\n" if record["problem"] else ""
+    return (f"# {assignment.title}: {record['student']}\n\n{record['score']} of {record['max']} points\n{problem}\n"
+            f"```\n{table(assignment, record['tests'])}\n```\n")

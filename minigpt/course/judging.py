@@ -1,0 +1,52 @@
+"""Holds what a student's function returned against NumPy, the specification, within a measured error budget.
+
+The budget (minigpt/ops/budget.py) grows with the errors that any correct float32 program makes on these very numbers,
+so nobody loses points for adding up in another order, and nobody keeps them with a formula that loses digits.
+"""
+
+import numpy as np
+
+from ..ops import budget
+from .student import Failed
+
+
+def agrees(adapters, name, op=None, /, **arguments):
+    """Calls adapters.<name> with these arguments, twice, and compares what it returns with minigpt's op of that name,
+    or `op`. Failed, in words that name the worst element, where they differ."""
+    outputs = budget.OUTPUTS[op or name]
+    copies = budget.convert(arguments, np.copy)
+    results = getattr(adapters, name)(**copies)
+    for key, before in arguments.items():
+        if isinstance(before, np.ndarray) and before.tobytes() != copies[key].tobytes():
+            raise Failed(f"{name}: changed its argument {key}, must leave it as it is")
+    results = as_tuple(name, outputs, results)
+    allowed = budget.budget(op or name, arguments)
+    for output, got, wanted in zip(outputs, results, allowed, strict=True):
+        same_form(name, output, got, wanted.expected.shape, wanted.dtype)
+    worst = max(budget.judge(name, allowed, results), key=lambda v: np.inf if v.share != v.share else v.share)
+    if not worst.ok:
+        raise Failed(f"{worst} (arguments: {shapes(arguments)})")
+    again = as_tuple(name, outputs, getattr(adapters, name)(**arguments))
+    if any(a.tobytes() != np.asarray(b).tobytes() for a, b in zip(results, again, strict=True)):
+        raise Failed(f"{name}: returns something else when it is called again with the same arguments")
+
+
+def as_tuple(name, outputs, results):
+    results = results if isinstance(results, (tuple, list)) else (results,)
+    if len(results) != len(outputs):
+        raise Failed(f"{name}: returned {len(results)} values, must return {len(outputs)}: {', '.join(outputs)}")
+    return tuple(results)
+
+
+def same_form(name, output, got, shape, dtype):
+    if not isinstance(got, np.ndarray):
+        raise Failed(f"{name}: {output} is {'None' if got is None else type(got).__name__}, must be a NumPy array")
+    if got.shape != shape:
+        raise Failed(f"{name}: {output} has shape {got.shape}, must have {shape}")
+    if got.dtype != dtype:
+        raise Failed(f"{name}: {output} is {got.dtype}, must be {dtype}, as the arguments are")
+
+
+def shapes(arguments):
+    return ", ".join(f"{name} {x.shape}" if isinstance(x, np.ndarray) else f"{name}={x}"
+                     for name, x in arguments.items())

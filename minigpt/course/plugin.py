@@ -1,0 +1,131 @@
+"""The pytest plugin of the assignments: tests say their task and points, and this adds them up.
+
+    @pytest.mark.task("3.1", points=3, look="the variance: take it in a second pass")
+    def test_far_from_zero(adapters, rng):
+        agrees(adapters, "layernorm_forward", x=..., ...)
+
+`adapters` calls the student's functions, in a process of their own (see student.py); with --debug-here in this one, so
+that breakpoint() works. `rng` is seeded by the test's name and by --course-seed, so that every student gets numbers of
+their own, and the same again when graded again. A mark may say visibility="hidden": such tests stay with the grader.
+--course-results FILE writes what was reached so far, after every test.
+"""
+
+import hashlib
+import importlib
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ..files.atomic import atomic_write
+from .assignment import Assignment
+from .student import CannotStart, Failed, Student, Todo
+
+MESSAGE = 4000                            # characters of a message that are kept
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("minigpt course")
+    group.addoption("--course-submission", help="the folder with the student's files; default: the assignment's own")
+    group.addoption("--course-isolation", default="none", help="how it is kept apart, see minigpt/course/jail.py")
+    group.addoption("--course-seed", default="", help="changes the numbers that the tests are made of")
+    group.addoption("--course-results", help="a file to write the results to")
+    group.addoption("--course-task", default="", help="only this task, as 3.1, or all that begin like this, as 3.")
+    group.addoption("--debug-here", action="store_true", help="run the student's functions in this process")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "task(number, points, look, visibility): a graded test")
+    config.addinivalue_line("markers", "timeout: seconds, where pytest-timeout is installed")
+    config.course = Course(config)
+
+
+def pytest_unconfigure(config):
+    if config.course.student:
+        config.course.student.__exit__()
+
+
+class Course:
+    """What one run of the tests knows: the assignment, the student's process, the results."""
+
+    def __init__(self, config):
+        self.config, self.student, self.results = config, None, []
+
+    def start(self, folder):
+        if self.student is None:
+            assignment = Assignment.load(folder)
+            submission = self.config.getoption("--course-submission") or folder
+            self.student = Student(submission, assignment, self.config.getoption("--course-isolation"))
+        return self.student
+
+    def keep(self):
+        if path := self.config.getoption("--course-results"):
+            with atomic_write(path) as file:
+                file.write(json.dumps(self.results, indent=1).encode())
+
+
+class Adapters(types.SimpleNamespace):
+    """adapters.py of the submission, wherever it runs: every attribute is a function to be called with keywords."""
+
+    def __getattr__(self, name):
+        def call(**arguments):
+            try:
+                return self.student.call(name, **arguments)
+            except CannotStart as error:
+                pytest.exit(str(error), returncode=3)                         # the grader says so, and grades nothing
+        return call
+
+
+@pytest.fixture
+def adapters(request):
+    folder = Path(request.path).parent.parent
+    if request.config.getoption("--debug-here"):
+        sys.path.insert(0, str(request.config.getoption("--course-submission") or folder))
+        return importlib.import_module("adapters")
+    return Adapters(student=request.config.course.start(folder))
+
+
+@pytest.fixture
+def rng(request):
+    text = f"{request.config.getoption('--course-seed')}/{request.node.name}"
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests in the order of their tasks; every one has a task and points."""
+    for item in items:
+        mark = item.get_closest_marker("task")
+        if mark is None or len(mark.args) != 1 or not isinstance(mark.kwargs.get("points"), int):
+            raise pytest.UsageError(f'{item.nodeid}: needs @pytest.mark.task("1.1", points=2)')
+    only = config.getoption("--course-task")
+    items[:] = [item for item in items if item.get_closest_marker("task").args[0].startswith(only)]
+    items.sort(key=lambda item: item.get_closest_marker("task").args[0])
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """One result per test: the call's, or that of a fixture that failed before it."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.when != "call" and not (report.when == "setup" and report.failed):
+        return
+    mark = item.get_closest_marker("task")
+    status, message = "passed", ""
+    if call.excinfo:
+        error = call.excinfo.value
+        status = "todo" if isinstance(error, (Todo, NotImplementedError)) else "failed"
+        message = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        if status == "failed" and "look" in mark.kwargs:
+            message += f"\nLook at: {mark.kwargs['look']}"
+        if isinstance(error, Failed) and not item.config.getoption("--debug-here"):
+            report.longrepr = message                                         # in words, not as a traceback of ours
+    points = mark.kwargs["points"]
+    course = item.config.course
+    course.results.append(dict(
+        task=mark.args[0], test=item.name, points=points if status == "passed" else 0, max=points, status=status,
+        visibility=mark.kwargs.get("visibility", "visible"), message=message[:MESSAGE],
+        seconds=round(call.duration, 3)))
+    course.keep()
