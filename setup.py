@@ -85,7 +85,7 @@ setup(
     python_requires=">=3.10",
     install_requires=["numpy>=1.26"],
     extras_require={
-        "all": ["regex", "tqdm", "matplotlib"],
+        "all": ["regex", "tqdm", "matplotlib", "tomli; python_version < '3.11'"],
         "torch": ["torch>=2.9", "safetensors"],  # the twin; safetensors for the checkpoints of several ranks
         "nvcc": [
             "nvidia-cuda-nvcc", "nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl",

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 try:
     import tomllib
-except ImportError:                       # Python 3.10, where pytest brings its twin along
+except ImportError:                       # Python 3.10
     import tomli as tomllib
 
 SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".md")     # what students write
