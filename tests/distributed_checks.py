@@ -97,10 +97,11 @@ def check_fsdp_2():
     same(LLAMA, "fsdp", accumulated=2)
 
 
-def check_float32_and_bfloat16_2():
+def check_precisions_2():
     for layout in ("ddp", "fsdp", "tp=2"):
         same(GPT2, layout, accumulated=2, dtype=torch.float32, allowed=1e-4)
         same(GPT2, layout, dtype=torch.float32, bf16=True, allowed=5e-2)
+        same(GPT2, layout, dtype=torch.float32, fp16=True, allowed=5e-2)
         same(GPT2, layout, dtype=torch.float32, gradient_checkpointing=True, allowed=1e-4)
 
 
