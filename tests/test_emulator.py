@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -402,6 +403,26 @@ def test_more_threads_than_launch_bounds_promise(cu):
     y = np.zeros(64, np.float32)
     emulator.compile(cu(text.replace("(32, 2)", "(\n 2 * (16 + 16))"))).add(x, x, y, 64)
     assert (y == 2).all()
+
+
+@needs_emulator
+def test_without_a_kernel_nothing_is_called_right(cu):
+    """Neither a launcher that computes on the CPU, nor another backend, nor another thread was watched."""
+    path = cu(ADD.replace("add_kernel<<<(n + 63) / 64, 64, 0, stream>>>(a, b, c, n);", "c[0] = a[0] + b[0];"))
+    x, y = np.ones(8, np.float32), np.zeros(8, np.float32)
+    kernels, others = emulator.compile(path), emulator.compile(cu(ADD, "other.cu"))
+    for work in (lambda: kernels.add(x, x, y, 8), lambda: load("numpy").gelu_forward(x),
+                 lambda: in_a_thread(others.add, x, x, y, 8)):
+        with emulator.watch() as report:
+            work()
+        assert not report.kernels and str(report).startswith("No kernel was launched.")
+    assert (y == 2).all()
+
+
+def in_a_thread(function, *arguments):
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    thread.join()
 
 
 @needs_emulator

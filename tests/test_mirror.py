@@ -112,7 +112,7 @@ def buffers(op, expected, make):
 
 def nan_array(shape, dtype):
     """Full of what no result is: NaN, or of integers the least."""
-    return np.full(shape, np.iinfo(dtype).min if dtype.kind == "i" else np.nan, dtype)
+    return np.full(shape, np.iinfo(dtype).min if np.dtype(dtype).kind == "i" else np.nan, dtype)
 
 
 def same_bits(a, b):

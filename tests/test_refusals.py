@@ -118,6 +118,47 @@ def test_refuses_results_that_overlap(op):
         assert refused(op, {**arguments, BUFFERS[op]: buffers}, f"{output} overlaps {argument}") is ValueError
 
 
+MAY_BE_ITSELF = {("gelu_forward", "x"), ("gelu_backward", "dy"), ("rope_forward", "x"), ("rope_backward", "dy"),
+                 ("residual_layernorm_backward", "dh"), ("cross_entropy_backward", "logits")}   # the first result
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_refuses_any_result_over_any_argument(op):
+    """Over the whole of an argument, over a part of it, and results over each other."""
+    arguments = next(case.arguments for case in all_cases.cases(op)
+                     if all(x.size > 1 for x in case.arguments.values() if isinstance(x, np.ndarray)))
+    if op in budget.IN_PLACE:
+        other, name = budget.OUTPUTS[op][-2:]
+        assert refused(op, dict(arguments, **{name: arguments[other]}), f"{name} overlaps") is ValueError
+        return
+    if BUFFERS[op] is None:
+        return
+    expected = budget.budget(op, arguments)
+    for i, e in enumerate(expected):
+        def with_result(array, i=i):
+            arrays = [nan_array(one.expected.shape, one.dtype) for one in expected]
+            arrays[i] = array
+            return {BUFFERS[op]: tuple(arrays) if len(arrays) > 1 else array}
+
+        for name, x in arguments.items():
+            if not isinstance(x, np.ndarray) or x.dtype != e.dtype:
+                continue
+            count = int(np.prod(e.expected.shape))
+            memory = np.zeros(x.size + count + 1, x.dtype)
+            memory[:x.size] = x.ravel()
+            argument = {name: memory[:x.size].reshape(x.shape)}
+            for begin in (0, 1) if x.shape == e.expected.shape else (x.size - 1,):
+                if begin == 0 and i == 0 and (op, name) in MAY_BE_ITSELF:
+                    continue
+                over = with_result(memory[begin:begin + count].reshape(e.expected.shape))
+                assert refused(op, {**arguments, **argument, **over}, f" overlaps {name}, must have") is ValueError
+        for j, other in enumerate(expected[:i]):
+            if other.expected.shape == e.expected.shape and other.dtype == e.dtype:
+                arrays = [nan_array(one.expected.shape, one.dtype) for one in expected]
+                arrays[i] = arrays[j]
+                assert refused(op, {**arguments, BUFFERS[op]: tuple(arrays)}, "overlaps") is ValueError
+
+
 @pytest.mark.parametrize("ops", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 def test_refuses_unknown_kernels(ops):
     assert set(ops.kernels) == {op for op in OPS if "kernel" in inspect.signature(getattr(numpy_ops, op)).parameters}

@@ -126,8 +126,8 @@ DEFAULTS = dict(warp_order=0, block_order=0, seed=0, copies_early=0, trace=0, ti
 
 @contextlib.contextmanager
 def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, skip=None, timeout=None):
-    """Collects what kernels do, in a Report; mistakes become findings in it instead of errors. Works for compile()d
-    files and for ops.load("emulated").
+    """Collects what the kernels of this thread do, in a Report; mistakes become findings in it instead of errors. Works
+    for compile()d files and for ops.load("emulated").
 
     Threads take turns here, in an order that no GPU promises: `warps` and `blocks` choose one ("forward", "reversed",
     "shuffled" by `seed`). `copies`: whether an asynchronous copy happens as "early" as it may, or as "late". `trace`:

@@ -22,6 +22,8 @@ LEGEND = """  A warp is 32 threads that go together: a row says how often one ca
   conflicts  turns that threads lost because several wanted different words of one of the 32 banks of shared memory
   waste      how many times the traffic, or the turns, that it would take at best
   FLOPs      additions, subtractions, multiplications and divisions of floats, and twice each fmaf()"""
+NO_KERNEL = """No kernel was launched.
+  Only kernels of compile()d files and of ops.load("emulated") are seen, and only those that this thread launches."""
 WASTEFUL = 2                              # times what a line needs: then it is worth a sentence
 
 
@@ -151,7 +153,7 @@ class Report:
 
     def __str__(self):
         blocks = ["\n".join(["What is wrong", *(_bullet(f) for f in self.findings)]) if self.findings
-                  else "Nothing wrong was found."]
+                  else "Nothing wrong was found." if self.kernels else NO_KERNEL]
         blocks += [self._kernel(kernel) for kernel in self.kernels]
         if any(line.kernel == kernel.name for kernel in self.kernels for line in self.lines):
             blocks.append(LEGEND)

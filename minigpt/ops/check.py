@@ -80,18 +80,26 @@ def _outputs(op, name, out, count):
     return tuple(out)
 
 
-def _apart(op, inputs, **outputs):
-    """No output shares memory with an input or another output. (Views of one array have one base, so that nearly always
-    comparing these is enough.)"""
+def _apart(op, inputs, over=(None, None), **outputs):
+    """No output shares memory with an input or another output; but for `over`, (an output, the input that it may be
+    itself). (Views of one array have one base, so that nearly always comparing these is enough. Heads of one packed
+    array lie between each other and share nothing: that takes an exact look.)"""
     others = dict(inputs)
     for name, y in outputs.items():
         if y is None:
             continue
         owner = y if y.base is None else y.base
         for other, x in others.items():
-            if x is not None and (x if x.base is None else x.base) is owner and np.may_share_memory(x, y):
-                raise ValueError(f"{op}: {name} overlaps {other}, must have memory of its own")
+            if (x is not None and (x if x.base is None else x.base) is owner
+                    and np.may_share_memory(x, y, max_work=100_000)
+                    and not ((name, other) == over and _same_memory(x, y))):
+                itself = f", or be {other} itself" * ((name, other) == over)
+                raise ValueError(f"{op}: {name} overlaps {other}, must have memory of its own{itself}")
         others[name] = y
+
+
+def _same_memory(x, y):
+    return x.ctypes.data == y.ctypes.data and x.strides == y.strides            # and of one shape
 
 
 def _kernel(op, kernel, kernels):
@@ -119,14 +127,16 @@ def _in_range(op, name, x, limit, allowed=None):
         raise ValueError(f"{op}: {name}{list(index)} is {int(x[index])}, must be in 0 .. {limit - 1}")
 
 
-def same_shape(op, out=None, grads=None, **arrays):
-    """Elementwise ops: every array has the dtype and shape of the first, and so have the results where given."""
+def same_shape(op, over=None, out=None, grads=None, **arrays):
+    """Elementwise ops: every array has the dtype and shape of the first, and so have the results where given, one of
+    which may be the argument named `over` itself."""
     _same_dtype(op, arrays, out=out, grads=grads)
     shape = next(iter(arrays.values())).shape
     for name, x in (*arrays.items(), ("out", out), ("grads", grads)):
         _shape(op, name, x, shape)
     _writable(op, "out", out)
     _writable(op, "grads", grads)
+    _apart(op, arrays, ("grads" if out is None else "out", over), out=out, grads=grads)
 
 
 def swiglu_backward(dy, gate, up, grads):
@@ -136,6 +146,7 @@ def swiglu_backward(dy, gate, up, grads):
     _same_dtype(op, dict(dy=dy), dgate=dgate, dup=dup)
     _shape(op, "dgate", dgate, dy.shape)
     _shape(op, "dup", dup, dy.shape)
+    _apart(op, dict(dy=dy, gate=gate, up=up), dgate=dgate, dup=dup)
 
 
 def embedding_forward(tokens, wte, wpe, position, out, op="embedding_forward"):
@@ -155,6 +166,7 @@ def embedding_forward(tokens, wte, wpe, position, out, op="embedding_forward"):
             raise ValueError(f"{op}: positions {position} .. {position + T - 1} do not fit wpe's {wpe.shape[0]} rows")
     _shape(op, "out", out, (B, T, C))
     _writable(op, "out", out)
+    _apart(op, dict(tokens=tokens, wte=wte, wpe=wpe), out=out)
 
 
 def embedding_backward(dx, tokens, wte, wpe, position, grads):
@@ -166,24 +178,29 @@ def embedding_backward(dx, tokens, wte, wpe, position, grads):
     _shape(op, "dwte", dwte, wte.shape)
     if wpe is not None:
         _shape(op, "dwpe", dwpe, wpe.shape)
+    _apart(op, dict(dx=dx, tokens=tokens, wte=wte, wpe=wpe), dwte=dwte, dwpe=dwpe)
 
 
 NONE = {}
 
 
-def _norm(op, full, weight, row=NONE, *, C_outputs=NONE, row_outputs=NONE, full_outputs=NONE):
+def _norm(op, full, weight, row=NONE, *, bias=None, C_outputs=NONE, row_outputs=NONE, full_outputs=NONE,
+          over=(None, None)):
     """`full` arrays (..., C), the weight (C,), `row` arrays (...): the arguments of a norm, as dictionaries by name;
-    then its optional arguments and its results, any of which may be None."""
-    _same_dtype(op, {**full, "weight": weight, **row}, **C_outputs, **row_outputs, **full_outputs)
+    then its bias (C,) and its results, any of which may be None. `over`: as in _apart()."""
+    inputs, outputs = {**full, "weight": weight, **row}, {**full_outputs, **row_outputs, **C_outputs}
+    _same_dtype(op, inputs, bias=bias, **outputs)
     name, x = next(iter(full.items()))
     if x.ndim < 1:
         raise ValueError(f"{op}: {name} has no axes, must be (..., C)")
     _not_empty(op, name, x)
     _shape(op, "weight", weight, x.shape[-1:])
+    _shape(op, "bias", bias, x.shape[-1:])
     for arrays, shape in ((full, x.shape), (full_outputs, x.shape), (C_outputs, x.shape[-1:]),
                           (row, x.shape[:-1]), (row_outputs, x.shape[:-1])):
         for name, a in arrays.items():
             _shape(op, name, a, shape)
+    _apart(op, {**inputs, "bias": bias}, over, **outputs)
 
 
 def layernorm_forward(x, weight, bias, eps, kernel, kernels, out):
@@ -191,8 +208,7 @@ def layernorm_forward(x, weight, bias, eps, kernel, kernels, out):
     _number(op, "eps", eps, least=0)
     _kernel(op, kernel, kernels)
     y, mean, rstd = _outputs(op, "out", out, 3)
-    _norm(op, dict(x=x), weight, C_outputs=dict(bias=bias), row_outputs=dict(mean=mean, rstd=rstd),
-          full_outputs=dict(y=y))
+    _norm(op, dict(x=x), weight, bias=bias, row_outputs=dict(mean=mean, rstd=rstd), full_outputs=dict(y=y))
 
 
 def layernorm_backward(dy, x, weight, mean, rstd, kernel, kernels, grads):
@@ -220,15 +236,15 @@ def residual_layernorm_forward(x, residual, weight, bias, eps, out):
     op = "residual_layernorm_forward"
     _number(op, "eps", eps, least=0)
     h, y, mean, rstd = _outputs(op, "out", out, 4)
-    _norm(op, dict(x=x, residual=residual), weight, C_outputs=dict(bias=bias),
-          row_outputs=dict(mean=mean, rstd=rstd), full_outputs=dict(h=h, y=y))
+    _norm(op, dict(x=x, residual=residual), weight, bias=bias, row_outputs=dict(mean=mean, rstd=rstd),
+          full_outputs=dict(h=h, y=y))
 
 
 def residual_layernorm_backward(dh, dy, h, weight, mean, rstd, grads):
     op = "residual_layernorm_backward"
     dx, dweight, dbias = _outputs(op, "grads", grads, 3)
     _norm(op, dict(h=h, dh=dh, dy=dy), weight, dict(mean=mean, rstd=rstd),
-          C_outputs=dict(dweight=dweight, dbias=dbias), full_outputs=dict(dx=dx))
+          C_outputs=dict(dweight=dweight, dbias=dbias), full_outputs=dict(dx=dx), over=("dx", "dh"))
 
 
 def _linear(op, x, weight, bias=None, **outputs):
@@ -282,6 +298,7 @@ def rope(op, x, cos, sin, out):
     _shape(op, "sin", sin, cos.shape)
     _shape(op, out_name, out, x.shape)
     _writable(op, out_name, out)
+    _apart(op, {x_name: x, "cos": cos, "sin": sin}, (out_name, x_name), **{out_name: out})
 
 
 def _attention(op, q, k, v, causal, scale):
@@ -313,6 +330,7 @@ def attention_forward(q, k, v, causal, scale, kernel, kernels, out):
     _same_dtype(op, dict(q=q, k=k, v=v), out=o, lse=lse)
     _shape(op, "out", o, q.shape)
     _shape(op, "lse", lse, q.shape[:3])
+    _apart(op, dict(q=q, k=k, v=v), out=o, lse=lse)
     return scale
 
 
@@ -326,6 +344,7 @@ def attention_backward(dout, q, k, v, out, lse, causal, scale, kernel, kernels, 
     for name, x, shape in (("dout", dout, q.shape), ("out", out, q.shape), ("lse", lse, q.shape[:3]),
                            ("dq", dq, q.shape), ("dk", dk, k.shape), ("dv", dv, v.shape)):
         _shape(op, name, x, shape)
+    _apart(op, dict(dout=dout, q=q, k=k, v=v, out=out, lse=lse), dq=dq, dk=dk, dv=dv)
     return scale
 
 
@@ -343,6 +362,7 @@ def _cross_entropy(op, required, targets, ignore_index, **outputs):
     for name, x in (required | outputs).items():
         _shape(op, name, x, logits.shape if name in ("logits", "grads") else rows)
     _writable(op, "grads", outputs.get("grads"))
+    _apart(op, dict(required, targets=targets), ("grads", "logits"), **outputs)
 
 
 def cross_entropy_forward(logits, targets, ignore_index, out):
@@ -369,6 +389,7 @@ def adamw(param, grad, m, v, step, master, **numbers):
         _shape("adamw", "m", m, param.shape)
     for name, x in (("param", param), ("m", m), ("v", v), ("master", master)):
         _writable("adamw", name, x)
+    _apart("adamw", dict(grad=grad), param=param, m=m, v=v, master=master)
     _integer("adamw", "step", step, least=1)
     for name, x in numbers.items():
         _number("adamw", name, x)

@@ -115,7 +115,7 @@ def moe_dispatch_forward(x, experts, n_expert, out):
     _shape(op, "rows", rows, (experts.size, x.shape[1]))
     _index_output(op, "place", place, experts.shape)
     _index_output(op, "offsets", offsets, (n_expert + 1,))
-    _apart(op, dict(x=x), rows=rows)
+    _apart(op, dict(x=x, experts=experts), rows=rows, place=place, offsets=offsets)
 
 
 def _places(op, place, rows, name="rows"):

@@ -239,7 +239,7 @@ def linear_gelu_forward(x, weight, bias=None, *, out=None):
 
 
 def gelu_forward(x, *, out=None):
-    check.same_shape("gelu_forward", x=x, out=out)
+    check.same_shape("gelu_forward", "x", x=x, out=out)
     _float32("gelu_forward", "x", x)
     y = _out(out, x.shape)
     _C.gelu_forward(_in(x), y)
@@ -247,7 +247,7 @@ def gelu_forward(x, *, out=None):
 
 
 def gelu_backward(dy, x, *, grads=None):
-    check.same_shape("gelu_backward", dy=dy, x=x, grads=grads)
+    check.same_shape("gelu_backward", "dy", dy=dy, x=x, grads=grads)
     _float32("gelu_backward", "x", x)
     dx = _out(grads, x.shape)
     _C.gelu_backward(_in(dy), _in(x), dx)

@@ -243,7 +243,7 @@ def linear_gelu_forward(x, weight, bias=None, *, out=None):
 def gelu_forward(x, *, out=None):
     call = Call(_machine, "gelu_forward")
     x, out = call.views(x, out)
-    check.same_shape("gelu_forward", x=x, out=out)
+    check.same_shape("gelu_forward", "x", x=x, out=out)
     rung = _rung("gelu_forward", x)
     y = call.write(out, x.shape)
     call.launch(rung, call.read(x), y, x.size)
@@ -253,7 +253,7 @@ def gelu_forward(x, *, out=None):
 def gelu_backward(dy, x, *, grads=None):
     call = Call(_machine, "gelu_backward")
     dy, x, grads = call.views(dy, x, grads)
-    check.same_shape("gelu_backward", dy=dy, x=x, grads=grads)
+    check.same_shape("gelu_backward", "dy", dy=dy, x=x, grads=grads)
     rung = _rung("gelu_backward", x)
     dx = call.write(grads, x.shape)
     call.launch(rung, call.read(dy), call.read(x), dx, x.size)

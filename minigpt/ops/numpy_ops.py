@@ -211,14 +211,14 @@ GELU_CUBIC = 0.044715
 def gelu_forward(x, *, out=None):
     """The tanh form that GPT-2 uses (Hendrycks, Gimpel 2016, arXiv:1606.08415):
     y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Any shape; `out` may be x itself."""
-    check.same_shape("gelu_forward", x=x, out=out)
+    check.same_shape("gelu_forward", "x", x=x, out=out)
     return _store(0.5 * x * (1.0 + np.tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))), out)
 
 
 def gelu_backward(dy, x, *, grads=None):
     """dx = dy * (0.5 (1 + tanh u) + 0.5 x (1 - tanh^2 u) du/dx), with u as in the forward pass.
     grads (one array, dx) may be dy itself."""
-    check.same_shape("gelu_backward", dy=dy, x=x, grads=grads)
+    check.same_shape("gelu_backward", "dy", dy=dy, x=x, grads=grads)
     t = np.tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))
     slope = x * (1.0 - t * t)            # before it meets x^2: it is 0 far out, where x^2 may be infinite
     du_slope = SQRT_2_OVER_PI * (slope + 3.0 * GELU_CUBIC * slope * x * x)
