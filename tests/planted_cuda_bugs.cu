@@ -158,6 +158,18 @@ __global__ void past_dynamic_memory(float* y, const float* x) {
   s[threadIdx.x + 1] = x[threadIdx.x];
 }
 
+__global__ void forgets_to_ask_for_dynamic_memory(float* y, const float* x) {
+  extern __shared__ float s[];
+  // out of bounds, mend: y[threadIdx.x] = x[threadIdx.x];
+  s[threadIdx.x] = x[threadIdx.x];
+}
+
+__global__ void far_past_dynamic_memory(float* y, const float* x) {
+  extern __shared__ float s[];
+  // out of bounds, mend: s[threadIdx.x] = x[threadIdx.x];
+  s[threadIdx.x + 10000] = x[threadIdx.x];
+}
+
 __global__ void past_registers(float* y, const float* x, int n) {
   float a[4];
   // out of bounds, mend: for (int i = 0; i < 4; i++) a[i] = x[i];
@@ -298,8 +310,8 @@ __global__ void nothing() {}
 
 template <int ROWS>
 __global__ void a_tile(float* y, const float* x) {
-  __shared__ float tile[ROWS][128];
-  tile[ROWS - 1][threadIdx.x] = x[threadIdx.x];
+  __shared__ float tile[ROWS][64], other[ROWS][64];
+  tile[ROWS - 1][threadIdx.x] = other[ROWS - 1][threadIdx.x] = x[threadIdx.x];
   y[threadIdx.x] = tile[ROWS - 1][threadIdx.x];
 }
 template <class Kernel>
@@ -366,6 +378,12 @@ extern "C" void run_past_a_shared_array(float* y, const float* x, int n, cudaStr
 }
 extern "C" void run_past_dynamic_memory(float* y, const float* x, int n, cudaStream_t stream) {
   past_dynamic_memory<<<1, 64, 64 * sizeof(float)>>>(y, x);
+}
+extern "C" void run_forgets_to_ask_for_dynamic_memory(float* y, const float* x, int n, cudaStream_t stream) {
+  forgets_to_ask_for_dynamic_memory<<<1, 64>>>(y, x);
+}
+extern "C" void run_far_past_dynamic_memory(float* y, const float* x, int n, cudaStream_t stream) {
+  far_past_dynamic_memory<<<1, 64, 64 * sizeof(float)>>>(y, x);
 }
 extern "C" void run_past_registers(float* y, const float* x, int n, cudaStream_t stream) {
   past_registers<<<1, 1>>>(y, x, n);

@@ -396,7 +396,7 @@ def test_idle_lanes_are_no_stride(cu):
 def test_more_threads_than_launch_bounds_promise(cu):
     text = ADD.replace("__global__ void", "__global__ void __launch_bounds__(32, 2)")
     x = np.ones(64, np.float32)
-    with pytest.raises(emulator.KernelError, match=r"add_kernel was not launched in kernel\.cu:8: a block of "
+    with pytest.raises(emulator.KernelError, match=r"add_kernel: not launched in kernel\.cu:8: a block of "
                                                    r"\(64, 1, 1\) has 64 threads, and __launch_bounds__ in "
                                                    r"kernel\.cu:2 promises at most 32"):
         emulator.compile(cu(text), checked=False).add(x, x, x.copy(), 64)
@@ -423,6 +423,12 @@ def in_a_thread(function, *arguments):
     thread = threading.Thread(target=function, args=arguments)
     thread.start()
     thread.join()
+
+
+def test_a_shared_array_that_no_block_has_is_an_error_of_the_compiler(cu):
+    text = ADD.replace("int i =", "__shared__ float s[2500000000ull]; s[0] = 1; int i =")
+    with pytest.raises(emulator.CompileError, match=r"kernel\.cu:\d+.*at most 48 KiB"):
+        emulator.compile(cu(text))
 
 
 @needs_emulator

@@ -45,6 +45,7 @@ def compiled(tmp_path):
     ("float* p = nullptr; p[threadIdx.x + n] = 1;", "out of bounds", "kernel.cu:8"),
     ("void (*volatile call)() = nullptr; call();", "out of bounds", "kernel.cu:10"),
     ("assert(n > 8);", "trap", "assert(n > 8) in kernel.cu:8 does not hold"),
+    ("if (n > 0) throw n;", "trap", "throws an exception in kernel.cu:8, which a GPU does not have"),
 ])
 def test_a_fault_is_an_error_and_python_goes_on(compiled, body, kind, words, checked):
     x = np.ones(64, np.float32)
@@ -92,18 +93,19 @@ def test_the_time_limit_names_the_line(compiled, body, line):
 
 
 @pytest.mark.parametrize("body, words", [
-    ('throw std::domain_error("no good");', "the launcher throws std::domain_error (no good) in host.cu:6"),
-    ("throw 5;", "the launcher throws an exception in host.cu:6"),
+    ('throw std::domain_error("no good");', "the launcher throws std::domain_error (no good) in host.cu:7"),
+    ("throw 5;", "the launcher throws an exception in host.cu:7"),
     ("std::string(2, 65).at(n) = 65;", "the launcher throws std::out_of_range (basic_string"),
     ("never(n);", "the launcher throws an exception in host.cu:3 that nobody can catch"),
-    ("*(volatile int*)0x1234 = n;", "the launcher touches the address 0x1234 in host.cu:6"),
-    ("strcpy((char*)x, (char*)0x1234);", "the launcher touches the address 0x1234 in host.cu:6"),
-    ("cudaMemcpy(x, (void*)0x1234, 8, cudaMemcpyHostToDevice);", "touches the address 0x1234 in host.cu:6"),
-    ("n /= n - 8; x[0] = n;", "the launcher divides an integer by zero in host.cu:6"),
-    ("exit(n);", "the launcher calls exit(8) in host.cu:6"),
-    ("abort();", "abort() is called in host.cu:6"),
-    ("assert(n > 8);", "the launcher finds that assert(n > 8) in host.cu:6 does not hold"),
-    ("for (volatile int i = 0; i == 0;) {}", "when the launcher, not a kernel, was in host.cu:6"),
+    ("*(volatile int*)0x1234 = n;", "the launcher touches the address 0x1234 in host.cu:7"),
+    ("strcpy((char*)x, (char*)0x1234);", "the launcher touches the address 0x1234 in host.cu:7"),
+    ("cudaMemcpy(x, (void*)0x1234, 8, cudaMemcpyHostToDevice);", "touches the address 0x1234 in host.cu:7"),
+    ("x[0] = deeper(n);", "needs more memory for its local variables than the CPU's stack has in host.cu:4"),
+    ("n /= n - 8; x[0] = n;", "the launcher divides an integer by zero in host.cu:7"),
+    ("exit(n);", "the launcher calls exit(8) in host.cu:7"),
+    ("abort();", "abort() is called in host.cu:7"),
+    ("assert(n > 8);", "the launcher finds that assert(n > 8) in host.cu:7 does not hold"),
+    ("for (volatile int i = 0; i == 0;) {}", "when the launcher, not a kernel, was in host.cu:7"),
     ("for (;;) empty<<<1, 1>>>();", "stopped after 0.3 seconds"),
 ])
 @pytest.mark.parametrize("checked", [True, False])
@@ -111,6 +113,7 @@ def test_what_a_launcher_does_wrong_on_the_cpu_does_not_end_python(tmp_path, bod
     (tmp_path / "host.cu").write_text(f"""#include <assert.h>
 #include <stdexcept>
 void never(int n) noexcept {{ if (n) throw n; }}
+int deeper(int n) {{ volatile int held = n; return n < 0 ? 0 : deeper(n + 1) + held; }}
 __global__ void empty() {{}}
 extern "C" void run(float* x, int n) {{
   {body}

@@ -76,6 +76,15 @@ def test_mended_nothing_is_found(mended, name, order):
     assert not run(mended, name, order).findings
 
 
+@pytest.mark.parametrize("name, words", [
+    ("forgets_to_ask_for_dynamic_memory", ["gives 0 bytes of dynamic shared memory", "<<<grid, block, bytes>>>"]),
+    ("null_pointer", ["through a null pointer", "given as None"]),
+])
+def test_the_words_fit_the_mistake(bugs, name, words):
+    text = str(run(bugs, name, "forward").findings[0])
+    assert all(word in text for word in words), text
+
+
 DRIVER = """#include <cstdint>
 #include <cstdio>
 extern "C" {

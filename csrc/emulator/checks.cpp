@@ -167,8 +167,17 @@ void report_empty(const Region& r, uint64_t address, Code code) {
 
 [[noreturn]] void report_outside(const Region* near, uint64_t address, size_t bytes, Kind kind, Code code) {
   const char* words;
-  if (address < 4096) {
+  const char* mend =
+      "Check the index against the size before the access; the last block and the last tile are usually not full.";
+  if (near == &dynamic_region) {
+    words = text("thread %d %s %s in {0}, out of bounds: the launch gives %zu bytes of dynamic shared memory",
+                 current->id, verb(kind), element_name(*near, address), launched->shared_bytes);
+    mend =
+        "The third number of a launch, kernel<<<grid, block, bytes>>>, is the size of the extern __shared__ array in "
+        "bytes, sizeof(float) for each float; left out, it is 0.";
+  } else if (address < 4096) {
     words = text("thread %d %s through a null pointer in {0}", current->id, verb(kind));
+    mend = "The array was given as None, or cudaMalloc() did not set the pointer: look at what it returns.";
   } else if (near == nullptr) {
     words = text("thread %d %s %zu bytes in {0} at 0x%llx, which belongs to no array of the kernel", current->id,
                  verb(kind), bytes, static_cast<unsigned long long>(address));
@@ -181,11 +190,8 @@ void report_empty(const Region& r, uint64_t address, Code code) {
                  near->name.c_str(), static_cast<size_t>(near->end - near->begin) / size,
                  near->element == 0 ? "bytes" : "elements");
   }
-  found(
-      "out of bounds", words,
-      "Check the index against the size before the access; the last block and the last tile are usually not full. The "
-      "kernel was ended here; a GPU may go on, with somebody else's memory.",
-      place_of(code));
+  found("out of bounds", words,
+        text("%s The kernel was ended here; a GPU may go on, with somebody else's memory.", mend), place_of(code));
   end_launch();
 }
 
@@ -203,7 +209,10 @@ Region* region_of(uint64_t address, Code code, Region*& near) {
     if (d < distance) distance = d, near = r;
     return false;
   };
-  if (dynamic_region.end > dynamic_region.begin && look(&dynamic_region)) return guess = &dynamic_region;
+  if (address - dynamic_region.begin < MAX_DYNAMIC_SHARED) {  // however little of it the launch gives
+    near = &dynamic_region;
+    return address < dynamic_region.end ? guess = near : nullptr;
+  }
   for (auto& r : regions)
     if (look(r.get())) return guess = r.get();
   return nullptr;
@@ -298,7 +307,8 @@ Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
   if (r == nullptr) {
     uint64_t call = reinterpret_cast<uint64_t>(launched->call);
     if (address >= call && address < call + launched->call_bytes) return nullptr;  // the kernel's own arguments
-    bool behind = near != nullptr && near->space == SHARED && address >= near->end && address < (near->end | 127) + 1;
+    bool behind = near != nullptr && near->space == SHARED && address >= near->end &&
+                  (near == &dynamic_region || address < (near->end | 127) + 1);
     if (address >= image_begin && address < image_end && !behind) return nullptr;  // constants, threadIdx
     report_outside(near, address, bytes, kind, code);
   }
@@ -371,13 +381,12 @@ void shared_array(const char* name, void* address, size_t bytes, size_t element,
   declared_bytes += bytes;
   counters::static_shared(declared_bytes);
   if (declared_bytes > MAX_STATIC_SHARED || declared_bytes + launched->shared_bytes > shared_limit()) {
-    found(
-        "launch",
-        text("%s was not launched in {0}: %zu bytes of __shared__ arrays and %zu of dynamic shared memory; a block has "
-             "at most %d KiB of the first, and %d KiB of both on compute capability %d.%d",
-             launched->kernel, declared_bytes, launched->shared_bytes, static_cast<int>(MAX_STATIC_SHARED >> 10),
-             static_cast<int>(shared_limit() >> 10), options.capability / 10, options.capability % 10),
-        "Make the tiles smaller; more than 48 KiB has to be dynamic: extern __shared__.", launched->where);
+    found("launch",
+          text("not launched in {0}: %zu bytes of __shared__ arrays and %zu of dynamic shared memory; a block has "
+               "at most %d KiB of the first, and %d KiB of both on compute capability %d.%d",
+               declared_bytes, launched->shared_bytes, static_cast<int>(MAX_STATIC_SHARED >> 10),
+               static_cast<int>(shared_limit() >> 10), options.capability / 10, options.capability % 10),
+          "Make the tiles smaller; more than 48 KiB has to be dynamic: extern __shared__.", launched->where);
     end_launch();
   }
 }

@@ -28,19 +28,25 @@ pthread_t calling;
 bool installed = false, timed = false;  // are the handlers ours? the alarm clock?
 int ticks = 0;                          // of the clock, since something asked to stop
 
-const void* code_in(const void* context) {
+// Where it happened, and how far down the stack was.
+struct At {
+  const void* code = nullptr;
+  uint64_t stack = 0;
+};
+At at(const void* context) {
   [[maybe_unused]] auto c = static_cast<const ucontext_t*>(context);
 #if defined(__linux__) && defined(__x86_64__)
-  return reinterpret_cast<const void*>(c->uc_mcontext.gregs[REG_RIP]);
+  const auto &code = c->uc_mcontext.gregs[REG_RIP], &stack = c->uc_mcontext.gregs[REG_RSP];
 #elif defined(__linux__) && defined(__aarch64__)
-  return reinterpret_cast<const void*>(c->uc_mcontext.pc);
+  const auto &code = c->uc_mcontext.pc, &stack = c->uc_mcontext.sp;
 #elif defined(__APPLE__) && defined(__x86_64__)
-  return reinterpret_cast<const void*>(c->uc_mcontext->__ss.__rip);
+  const auto &code = c->uc_mcontext->__ss.__rip, &stack = c->uc_mcontext->__ss.__rsp;
 #elif defined(__APPLE__) && defined(__aarch64__)
-  return reinterpret_cast<const void*>(c->uc_mcontext->__ss.__pc);
+  const auto &code = c->uc_mcontext->__ss.__pc, &stack = c->uc_mcontext->__ss.__sp;
 #else
-  return nullptr;
+  const uint64_t code = 0, stack = 0;
 #endif
+  return {reinterpret_cast<const void*>(code), static_cast<uint64_t>(stack)};
 }
 
 bool in_this_library(const void* code) {
@@ -98,7 +104,7 @@ void report_in_kernel(int signal, const void* address, const void* code) {
   }
 }
 
-[[noreturn]] void leave_launcher_by(int signal, const void* address, const void* code) {
+[[noreturn]] void leave_launcher_by(int signal, const void* address, const void* code, uint64_t stack) {
   Place place = copying.file != nullptr ? Place(copying) : Place(code);
   const char* where = copying.file != nullptr || code != nullptr ? "in {0}" : "in a function that it calls";
   if (signal == SIGFPE) leave_launcher(text("the launcher divides an integer by zero %s", where), place);
@@ -107,6 +113,12 @@ void report_in_kernel(int signal, const void* address, const void* code) {
     leave_launcher("the launcher throws an exception in {0} that nobody can catch", Place(thrown_at));
   if (signal == SIGABRT)
     leave_launcher(text("abort() is called %s, by the launcher or by a library that finds its memory damaged", where),
+                   place);
+  const int64_t from_stack = static_cast<int64_t>(reinterpret_cast<uint64_t>(address) - stack);
+  if (std::abs(from_stack) < 8192)  // where locals and calls go, which the compiler makes room for page by page
+    leave_launcher(text("the launcher needs more memory for its local variables than the CPU's stack has %s: a "
+                        "recursion that does not end, or a large array",
+                        where),
                    place);
   leave_launcher(text("the launcher touches the address %s %s, where it has no memory", hex(address), where), place);
 }
@@ -158,17 +170,17 @@ void ask_to_stop(Interruption why, const void* code) {
 void handle(int signal, siginfo_t* info, void* context) {
   const bool here = installed && pthread_equal(pthread_self(), calling);
   if (signal == SIGALRM && timed && here) {
-    ask_to_stop(TIME_LIMIT, code_in(context));
+    ask_to_stop(TIME_LIMIT, at(context).code);
   } else if (signal == SIGALRM && timed && installed) {
     pthread_kill(calling, SIGALRM);
   } else if (signal == SIGINT) {
     hand_on(signal, info, context);
-    if (here && options.interruptible) ask_to_stop(CTRL_C, code_in(context));
+    if (here && options.interruptible) ask_to_stop(CTRL_C, at(context).code);
   } else if (signal != SIGALRM && here && current != nullptr) {
-    report_in_kernel(signal, info->si_addr, ours(code_in(context)));
+    report_in_kernel(signal, info->si_addr, ours(at(context).code));
     end_launch();
   } else if (signal != SIGALRM && here && launched == nullptr) {
-    leave_launcher_by(signal, info->si_addr, ours(code_in(context)));
+    leave_launcher_by(signal, info->si_addr, ours(at(context).code), at(context).stack);
   } else {
     hand_on(signal, info, context);
   }

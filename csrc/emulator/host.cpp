@@ -89,6 +89,17 @@ extern "C" {
   __real___cxa_throw(thrown, type, destroy);
 }
 
+// The first that a `throw` does is to ask for memory of the CPU, for the exception.
+__attribute__((weak)) void* __real___cxa_allocate_exception(size_t bytes);
+void* __wrap___cxa_allocate_exception(size_t bytes) {
+  if (in_launcher() && current != nullptr) {
+    found("trap", text("thread %d throws an exception in {0}, which a GPU does not have", current->id), "",
+          Place(static_cast<const char*>(__builtin_return_address(0)) - 1));
+    end_launch();
+  }
+  return __real___cxa_allocate_exception(bytes);
+}
+
 // assert() calls this when it fails.
 [[noreturn]] void __assert_fail(const char* words, const char* file, unsigned line, const char* function) {
   const Where here(file, static_cast<int>(line));

@@ -46,7 +46,8 @@ int barrier_sum = 0, barrier_result = 0;       // __syncthreads_count and its re
 Fiber* running = nullptr;
 std::vector<Fiber*> all_fibers, idle_fibers;
 bool ended_early = false;
-alignas(1024) char dynamic[MAX_DYNAMIC_SHARED];
+alignas(1024) char padded[1024 + MAX_DYNAMIC_SHARED];
+char* const dynamic = padded + 1024;  // what lies just behind a __shared__ array is not in here
 
 void make_ready(const Thread& t) {
   Warp& warp = warps[t.id / WARP];
@@ -395,7 +396,7 @@ void run(const Launch& l) {
   if (interrupted) return;
   if (const char* rule = rule_broken(l)) {
     launched = &l;
-    found("launch", text("%s was not launched in {0}: %s", l.kernel, rule),
+    found("launch", text("not launched in {0}: %s", rule),
           "Check the numbers between <<< and >>>, and cudaGetLastError() after the launch.", l.where);
     launched = nullptr;
     set_last_error(cudaErrorInvalidConfiguration);
@@ -462,9 +463,9 @@ void launch_bounds(unsigned threads, Where where) {
   current = nullptr;  // as if none had begun
   found(
       "launch",
-      text("%s was not launched in {0}: a block of (%u, %u, %u) has %d threads, and __launch_bounds__ in {1} promises "
-           "at most %u",
-           launched->kernel, blockDim.x, blockDim.y, blockDim.z, thread_count, threads),
+      text("not launched in {0}: a block of (%u, %u, %u) has %d threads, and __launch_bounds__ in {1} promises at most "
+           "%u",
+           blockDim.x, blockDim.y, blockDim.z, thread_count, threads),
       "Launch smaller blocks, or promise more: the compiler gives each thread registers for as many as are promised.",
       launched->where, where);
   end_launch();

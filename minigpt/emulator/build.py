@@ -34,7 +34,8 @@ CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsa
                  *(("-ffp-exception-behavior=maytrap",) if flops.COUNTED else ()))    # no arithmetic before its if
 # What is declared and nowhere defined is an error of the linker, in words, not of whoever loads the library.
 # Calls that would end the process, and the place of an exception, go to host.cpp first.
-WRAPPED = tuple(f"-Wl,--wrap={name}" for name in ("exit", "_exit", "_Exit", "quick_exit", "__cxa_throw"))
+WRAPPED = tuple(f"-Wl,--wrap={name}" for name in ("exit", "_exit", "_Exit", "quick_exit", "__cxa_throw",
+                                                  "__cxa_allocate_exception"))
 LINKED = ("-Wl,-z,defs", *WRAPPED, "-ldl", "-lpthread") if sys.platform == "linux" else ()
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 

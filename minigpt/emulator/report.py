@@ -208,7 +208,8 @@ def _advice(line):
                 "Neighbouring threads (threadIdx.x) should use neighbouring addresses: that is what coalesced means.")
     return (f"{line.place}: a warp's {line.kind} of shared memory takes {line.waste:.1f} turns instead of 1, because "
             "several threads want different words of one bank.\n"
-            "Banks repeat every 32 words: pad the rows by a word ([32][33]) or swizzle the columns.")
+            "Neighbouring threads should use neighbouring words, since banks repeat every 32. Where a matrix is read "
+            "by columns, pad its rows by a word ([32][33]) or swizzle the columns.")
 
 
 def _bullet(text):

@@ -8,7 +8,7 @@
         float* const tile = static_cast<float*>(::emulator::dynamic_shared());
 
     __shared__ float tile[32][33];
-        __shared__ float tile[32][33]; ::emulator::shared_array("tile", tile);
+        __shared__ float tile[32][33]; static_assert(sizeof(tile) <= ...); ::emulator::shared_array("tile", tile);
 
     __global__ void __launch_bounds__(256) kernel(float* x) {
         __global__ void __launch_bounds__(256) kernel(float* x) { ::emulator::launch_bounds(256);
@@ -67,8 +67,10 @@ def _shared_arrays(code):
         while re.search(INNERMOST, declared):
             declared = re.sub(INNERMOST, " ", declared)
         names = [re.search(r"(\w+)\s*$", part)[1] for part in declared.split(",")]
-        calls = "".join(f' ::emulator::shared_array("{name}", {name});' for name in names)
-        yield found.end(), found.end(), calls
+        yield found.end(), found.end(), "".join(
+            f' static_assert(sizeof({name}) <= 48 * 1024, "{name}: the __shared__ arrays of a block have at most 48 '
+            'KiB (49152 bytes); more has to be dynamic: extern __shared__");'
+            f' ::emulator::shared_array("{name}", {name});' for name in names)
 
 
 def _launch_bounds(code):
