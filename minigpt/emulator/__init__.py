@@ -25,6 +25,9 @@ __all__ = ["CompileError", "Finding", "KernelError", "Library", "Report", "call"
 
 def compile(path, checked=True, include=()) -> Library:
     """Builds a .cu file, in a few seconds the first time, and loads it; its functions defined `extern "C"` become
-    functions of the result. checked=False leaves out the checks and is several times faster. `include`: folders of
-    headers. Raises CompileError (a ValueError) with the compiler's words, in the file's own lines."""
-    return Library(path, checked, tuple(include))
+    functions of the result. checked=False leaves out the checks and is several times faster. `include`: a list of
+    folders of headers. Raises CompileError (a ValueError) with the compiler's words, in the file's own lines.
+
+    Loading a file runs it, before any of its functions is called: C++ sets up its global variables. Give a file that
+    you do not trust a process of its own (csrc/emulator/README.md, For instructors)."""
+    return Library(path, checked, include)

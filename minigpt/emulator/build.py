@@ -8,7 +8,9 @@ The runtime is compiled once and linked to every library, so that each has a mac
 import hashlib
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,8 +18,8 @@ from functools import cache
 from pathlib import Path
 
 from ..files.atomic import atomic_write
-from . import flops, launchers
-from .rewrite import CompileError, read, with_local_includes
+from . import errors, flops, launchers
+from .rewrite import NOT_CODE, CompileError, read, with_local_includes
 
 PACKAGE = Path(__file__).parent.parent
 FLAGS = ("-std=c++17", "-g1", "-fPIC", "-fno-threadsafe-statics", "-ffp-contract=off", "-fno-strict-aliasing",
@@ -37,6 +39,9 @@ CLANG_CHECKED = ("-mllvm", "-tsan-instrument-func-entry-exit=0", "-mllvm", "-tsa
 WRAPPED = tuple(f"-Wl,--wrap={name}" for name in ("exit", "_exit", "_Exit", "quick_exit", "__cxa_throw",
                                                   "__cxa_allocate_exception"))
 LINKED = ("-Wl,-z,defs", *WRAPPED, "-ldl", "-lpthread") if sys.platform == "linux" else ()
+SECONDS = 300                             # for a compiler: ten times what the largest of our kernels takes
+INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"\n]+)"|<(/[^>\n]+)>)', re.MULTILINE)
+OF_C = re.compile(r"(.*-)?(cc|gcc|clang)(-[\d.]+)?")
 KEPT = 300                                # libraries in the cache, about 1 MB each; the oldest go first
 
 
@@ -48,8 +53,15 @@ def sources() -> Path:
 
 @cache
 def compiler() -> str:
-    """The C++ compiler: $CXX, or the first on the path. ImportError where there is none."""
-    for name in filter(None, (os.environ.get("CXX"), "g++", "clang++")):
+    """The C++ compiler: $CXX, or without it the first on the path. ImportError where there is none."""
+    if chosen := os.environ.get("CXX"):
+        if OF_C.fullmatch(os.path.basename(chosen)):
+            raise ImportError(f"$CXX is {chosen!r}, a compiler of C: the emulator needs one of C++ (g++ or clang++)")
+        if not (found := shutil.which(chosen)):
+            raise ImportError(f"$CXX is {chosen!r}, and there is no such program: it must be the name of a C++ compiler "
+                              "alone, without options")
+        return found
+    for name in ("g++", "clang++"):
         if found := shutil.which(name):
             return found
     raise ImportError("the emulator needs a C++ compiler (g++ or clang++), none was found")
@@ -99,9 +111,8 @@ def build(path, checked: bool, include=()) -> Path:
     """Compiles `path`, unless that was done before; returns the library. CompileError if it does not compile.
     `include`: folders in which #include "..." looks besides the file's own."""
     path = os.path.abspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(2, "no such file", path)
     include = [os.path.abspath(folder) for folder in include]
+    _look_at_includes(path, include)
     files = with_local_includes(path, include)
     options = [*_flags(checked), "-DMINIGPT_EMULATED",
                *(f"-I{folder}" for folder in (*include, sources() / "emulator", sources() / "emulator" / "include")),
@@ -119,15 +130,62 @@ def build(path, checked: bool, include=()) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(text, encoding="utf-8")
         made, assembly, counted = Path(folder, "kernel.o"), Path(folder, "kernel.s"), checked and flops.COUNTED
-        _compile("-x", "c++", "-S" if counted else "-c", f"{folder}{path}",
-                 *(f"-I{folder}{original}" for original in include), *options, f"-fdebug-prefix-map={folder}=",
-                 "-o", assembly if counted else made)
+        try:
+            _compile("-x", "c++", "-S" if counted else "-c", f"{folder}{path}",
+                     *(f"-I{folder}{original}" for original in include), *options, f"-fdebug-prefix-map={folder}=",
+                     "-o", assembly if counted else made)
+        except CompileError as error:
+            raise CompileError(errors.readable(str(error), files)) from None
         if counted:
             assembly.write_text(flops.counting(assembly.read_text(encoding="utf-8")), encoding="utf-8")
             _compile("-c", assembly, "-o", made)
         Path(folder, "calls.cpp").write_text(calls, encoding="utf-8")
         _store(library, "-shared", made, Path(folder, "calls.cpp"), *FLAGS, *runtime, "-Wl,-Bsymbolic", *LINKED)
     return library
+
+
+def checked_arguments(path, checked, include):
+    """(path, include) of compile(), each a str or several, when they are what they must be."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"compile: path is {path!r}, must be the name of a .cu file")
+    if isinstance(include, (str, os.PathLike)) or not isinstance(include, (list, tuple)):
+        raise TypeError(f"compile: include is {include!r}, must be a list of folders")
+    if not isinstance(checked, bool):
+        raise TypeError(f"compile: checked is {checked!r}, must be True or False")
+    path, include = os.fspath(path), [os.fspath(folder) for folder in include]
+    for folder in include:
+        if not os.path.isdir(folder):
+            raise ValueError(f"compile: include has {folder!r}, which is no folder")
+    if not os.path.lexists(path):
+        raise FileNotFoundError(2, "no such file", path)
+    if not os.path.isfile(path):
+        raise ValueError(f"compile: {path!r} is a folder or a device, must be a file")
+    if re.search(r"[\0-\x1f]", os.path.abspath(path)):
+        raise ValueError(f"compile: {path!r} has a line break in its name, which no error message could show")
+    return path, tuple(include)
+
+
+def _look_at_includes(path, include):
+    """Refuses an #include of what is no file, as a device that never ends, or of a file in somebody else's folder."""
+    folders, waiting, seen = (os.path.dirname(path), *include, str(sources())), [path], set()
+    while waiting:
+        file = waiting.pop()
+        seen.add(file)
+        text = read(file)
+        code = NOT_CODE.sub(lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\n]", " ", found[0]), text)
+        for found in INCLUDE.finditer(code):
+            name = found[1] or found[2]
+            places = (os.path.normpath(os.path.join(f, name)) for f in (os.path.dirname(file), *include))
+            place = next(filter(os.path.exists, places), None)
+            if place is None or place in seen:
+                continue
+            where = f"{file}:{code.count(chr(10), 0, found.start()) + 1}: #include of {name}"
+            if not os.path.isfile(place):
+                raise CompileError(f"{where}, which is no file")
+            if not any(os.path.commonpath([f, place]) == f for f in folders):
+                raise CompileError(f"{where}, which lies neither beside the .cu file nor in a folder below; "
+                                   f"name its folder: compile(..., include=[{os.path.dirname(place)!r}])")
+            waiting.append(place)
 
 
 def _key(*parts):
@@ -177,6 +235,16 @@ def _intact(path):
 
 
 def _compile(*arguments):
-    done = subprocess.run([compiler(), *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode:
-        raise CompileError(done.stderr.strip())
+    """Runs the compiler; whatever ends the wait ends the compiler too, with the processes that it started."""
+    process = subprocess.Popen([compiler(), *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               text=True, errors="replace", start_new_session=True)
+    try:
+        _, words = process.communicate(timeout=SECONDS)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise CompileError(f"{compiler()} was stopped: it was not done after {SECONDS} seconds") from None
+        raise
+    if process.returncode:
+        raise CompileError(words.strip())

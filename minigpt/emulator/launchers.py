@@ -44,8 +44,13 @@ class Signature:
     line: int
     returns: str = "void"
 
+    @property
+    def taken(self):
+        """The parameters that Python gives: all but the stream."""
+        return [p for p in self.parameters if p.kind != "cudaStream_t"]
+
     def __str__(self):
-        return f"{self.name}({', '.join(p.name for p in self.parameters if p.kind != 'cudaStream_t')})"
+        return f"{self.name}({', '.join(p.name for p in self.taken)})"
 
 
 EXTERN_C = re.compile(r'\bextern\s*"C"\s*(\{)?')

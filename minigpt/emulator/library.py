@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ops.cuda_arrays import memory
 from . import launchers
-from .build import build
+from .build import build, checked_arguments
 from .report import KernelError, Report
 from .rewrite import read
 
@@ -30,6 +30,7 @@ class Library:
     """The launchers of one .cu file as functions. All attributes that are not launchers begin with an underscore."""
 
     def __init__(self, path, checked=True, include=()):
+        path, include = checked_arguments(path, checked, include)
         self._path, self._checked, self._include = Path(path), checked, include
         known, self._skipped = launchers.signatures(read(self._path), str(path))
         self._library = ctypes.CDLL(str(build(path, checked, include)))
@@ -51,7 +52,10 @@ class Library:
             has = ", ".join(map(str, self._signatures.values()))
             raise AttributeError(f'{self._path} defines no extern "C" function {name}(...); it has {has or "none"}'
                                  + ("" if has else ': write extern "C" before the function that launches the kernel'))
-        return functools.partial(call, self, name)
+
+        def launcher(*arguments, **named):
+            return call(self, name, *_in_order(self._signatures[name], arguments, named))
+        return launcher
 
     @functools.cached_property
     def _when_checked(self):
@@ -60,7 +64,7 @@ class Library:
     def _run(self, name, arguments, contiguous, options):
         """Runs a launcher; returns what it returns, and what was seen, as the runtime says it."""
         signature = self._signatures[name]
-        taken = [p for p in signature.parameters if p.kind != "cudaStream_t"]
+        taken = signature.taken
         if len(arguments) != len(taken):
             raise TypeError(f"{signature} takes {len(taken)} arguments, not {len(arguments)}")
         words = [launchers.argument(name, p, x, contiguous) for p, x in zip(taken, arguments, strict=True)]
@@ -97,6 +101,19 @@ class Library:
                 before, extent = memory(x.shape, x.strides, x.itemsize)
                 self._library.emulator_array(parameter.name.encode(), ctypes.c_void_p(x.ctypes.data - before),
                                              ctypes.c_int64(extent), ctypes.c_int64(x.itemsize), not parameter.const)
+
+
+def _in_order(signature, arguments, named):
+    """The arguments of a launcher as it takes them, when some are given by name."""
+    names = [p.name for p in signature.taken]
+    for name in named:
+        if name not in names:
+            raise TypeError(f"{signature} has no argument {name!r}")
+        if name in names[:len(arguments)]:
+            raise TypeError(f"{signature} is given {name} twice")
+    if named and (missing := [name for name in names[len(arguments):] if name not in named]):
+        raise TypeError(f"{signature} is not given {', '.join(missing)}")
+    return (*arguments, *(named[name] for name in names[len(arguments):] if name in named))
 
 
 def call(library, name, *arguments, contiguous=True):
@@ -154,10 +171,19 @@ def watch(warps="forward", blocks="forward", seed=0, copies="late", trace=0, ski
         yield report
     finally:
         _watching.reset(before)
+    if skip is not None and not any(_is_at(site, skip) for site in report.sites):
+        report.notes.append(f"Nothing was left out: no barrier or wait was reached at skip={skip!r}.")
+
+
+def _is_at(site, skip):
+    """Whether two "file:line" name one place, each of them with as much of the path as it has."""
+    return site.endswith(skip) or skip.endswith(site)
 
 
 def run(function, *arguments, **options) -> Report:
     """Calls a launcher inside watch(**options): report = emulator.run(kernels.add, a, b, c, n)."""
+    if not callable(function):
+        raise TypeError(f"run: the first argument is {function!r}, must be a launcher, as in run(kernels.add, a, b, c, n)")
     with watch(**options) as report:
         function(*arguments)
     return report

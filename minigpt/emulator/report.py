@@ -101,6 +101,7 @@ class Report:
     lines: list[Line] = field(default_factory=list)
     sites: set[str] = field(default_factory=set)              # "file:line" of every barrier and wait that was reached
     trace: list[dict] = field(default_factory=list)           # what warps touched, in order, where watch(trace=) asked
+    notes: list[str] = field(default_factory=list)            # on how it was watched: what was asked and did not happen
 
     def add(self, seen: dict):
         """Takes in what the runtime says of one call: the dictionary of its JSON."""
@@ -154,7 +155,7 @@ class Report:
     def __str__(self):
         blocks = ["\n".join(["What is wrong", *(_bullet(f) for f in self.findings)]) if self.findings
                   else "Nothing wrong was found." if self.kernels else NO_KERNEL]
-        blocks += [self._kernel(kernel) for kernel in self.kernels]
+        blocks += [*self.notes, *(self._kernel(kernel) for kernel in self.kernels)]
         if any(line.kernel == kernel.name for kernel in self.kernels for line in self.lines):
             blocks.append(LEGEND)
         if self.advice:

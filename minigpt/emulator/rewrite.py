@@ -53,7 +53,8 @@ def rewrite(text: str, path: str) -> str:
     edits += _launch_bounds(code)
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
-    return f'#line 1 "{path}"\n{text}'
+    name = re.sub(r'(["\\])', r"\\\1", path)
+    return f'#line 1 "{name}"\n{text}'
 
 
 def _shared_arrays(code):
