@@ -258,6 +258,25 @@ def test_rings_and_all_to_all():
     assert all_to_all_seconds(h100, exact, 16e9, 16, 1) == pytest.approx(8 / 50)
 
 
+@pytest.mark.parametrize("micro_batches, volumes", [(1, (2, 2, 2, 3)), (4, (2, 2, 5, 12))])
+def test_zeros_volumes(micro_batches, volumes):
+    """ZeRO, section 7: stages 0 to 2 send twice the parameters, stage 3 three times. With several micro-batches stage 2
+    reduces its gradients in each of them, but gathers its weights once; stage 3 does both in each."""
+    config, precision = ModelConfig.preset("gpt2"), replace(ZERO_PAPER, weight=1, gradient=1)
+    job = Job(config, 1024, 8 * micro_batches, GPUS["h100"], 8, precision)
+    weights = config.num_parameters() - 2 * config.n_embd                       # the last norm is in no stage
+    for zero, volume in enumerate(volumes):
+        assert estimate(job, Layout(8, zero=zero)).sent["data parallel"] == pytest.approx(volume * weights * 7 / 8)
+
+
+def test_data_parallel_bytes_of_llama3():
+    """Gradients in fp32 16 times, weights in 16 bits once: 463.7 GB."""
+    job = Job(ModelConfig.preset("llama3-8b"), 8192, 128, GPUS["h100"], 8, PRECISIONS["bf16"])
+    found = estimate(job, Layout(8, zero=2))
+    assert found.micro_batches == 16
+    assert found.sent["data parallel"] == pytest.approx((16 * 4 + 2) * 8_030_257_152 * 7 / 8, rel=1e-9)
+
+
 @pytest.mark.parametrize("name", published.MEGATRON)
 def test_plans_of_megatrons_runs(name):
     """Each of the ten is within 8 % of what was measured, and fits an A100."""

@@ -109,8 +109,8 @@ Made by `minigpt plan --published`. Measured and planned: TFLOP/s of a GPU, as t
 what was recomputed, the others without). Megatron-LM's rows are planned in the layout in which they ran; one constant,
 `shapes`, was fitted to their mean. Nothing was fitted to the others: there the source gives tensor and pipeline sizes
 alone, and the rest is the best that the search finds. Small models on H100s are planned too fast: what a GPU waits for
-between short kernels is not in the plan. Llama 3 ran without recomputing anything; by this planner's count of what a
-layer keeps that does not fit beside the gradients, so the plan recomputes, and is slower."""
+between short kernels is not in the plan. Llama 3 recomputed nothing: on 8,192 GPUs, by this planner's count of what
+several runs of layers keep, that does not fit, so the plan recomputes, and is slower."""
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,16 @@ from .links import all_to_all_seconds, ring_bytes, ring_speed
 from .memory import activation_bytes, state_bytes
 
 
+# Of each kept number: written and read in the forward pass, twice if that runs twice; in the backward pass read, and
+# its gradient written and read. What the matrix products do with their operands is in their efficiency.
+TRAFFIC = {3: 5, 4: 7}
+
+# By ZeRO stage: how many rings of weights (all-gather: 1) and of gradients (reduce-scatter: 1, all-reduce: 2) the
+# data-parallel GPUs need once a step, and then in each micro-batch (arXiv:1910.02054, section 7). Stage 2 gives its
+# gradients away after each micro-batch, stage 3 also gathers the weights for the forward and the backward pass.
+DATA_PARALLEL = {0: ((0, 2), (0, 0)), 1: ((1, 1), (0, 0)), 2: ((1, 0), (0, 1)), 3: ((0, 0), (2, 1))}
+
+
 @dataclass(frozen=True)
 class Job:
     """What is to be trained, and on what."""
@@ -121,17 +131,17 @@ def _seconds(job, layout, m):
 
     t, d, e = layout.tensor, layout.data, layout.expert
     held = (stages.dense[slowest] / t, d, t), (stages.experts[slowest] / (t * e), d // e, t * e)
-    rounds, gathers, reductions = DATA_PARALLEL[layout.zero]        # held: weights, GPUs that share them, their stride
-    rounds = m if rounds == "micro-batch" else 1
-    size = [ring_bytes(N * job.precision.weight, n, gathers) + ring_bytes(N * job.precision.gradient, n, reductions)
-            for N, n, _ in held]
-    takes = sum(S / ring_speed(job.gpu, job.assume, n, stride) for S, (_, n, stride) in zip(size, held, strict=True))
+    # of each: weights, the GPUs that share them, their stride
+    once, every = ([(ring_bytes(N * job.precision.weight, n, gathers) + ring_bytes(N * job.precision.gradient, n, sums),
+                     n, stride) for N, n, stride in held] for gathers, sums in DATA_PARALLEL[layout.zero])
+    takes_once, takes = (sum(size / ring_speed(job.gpu, job.assume, n, stride) for size, n, stride in rings)
+                         for rings in (once, every))
     behind = work["matrix products"] + work["memory traffic"] if job.assume.overlap else 0.0    # what sends nothing
-    seconds["data parallel"] = float(rounds * max(0.0, takes - behind))
+    seconds["data parallel"] = float((m - 1) * max(0.0, takes - behind) + max(0.0, takes_once + takes - behind))
     states = sum(sum(state_bytes(N, job.precision, layout.zero, n).values()) for N, n, _ in held)
     seconds["optimizer"] = float(2 * states / (job.gpu.bandwidth * job.assume.memory_efficiency))   # read and written
     return seconds, {purpose: m * float(S[slowest]) for purpose, S in sent.items()} | {
-        "data parallel": float(rounds * sum(size))}
+        "data parallel": float(sum(size for size, *_ in once) + m * sum(size for size, *_ in every))}
 
 
 def _micro_batch(job, layout, stages):
@@ -157,15 +167,6 @@ def _micro_batch(job, layout, stages):
         "pipeline sends": passed / ring_speed(gpu, assume, 2, t * layout.data)}
     return work, {"tensor parallel": ring_bytes(reduced, t, 2) * sends,
                   "expert parallel": ring_bytes(routed, layout.expert) * sends, "pipeline sends": passed}
-
-
-# Of each kept number: written and read in the forward pass, twice if that runs twice; in the backward pass read, and
-# its gradient written and read. What the matrix products do with their operands is in their efficiency.
-TRAFFIC = {3: 5, 4: 7}
-
-# By ZeRO stage: how often the data-parallel GPUs exchange, how many times they gather the weights, and how many rings
-# the gradients take (2: all-reduce). From stage 2 on, gradients are given away after each micro-batch.
-DATA_PARALLEL = {0: ("step", 0, 2), 1: ("step", 1, 1), 2: ("micro-batch", 1, 1), 3: ("micro-batch", 2, 1)}
 
 
 def _scores(job, layout):
