@@ -39,7 +39,8 @@ class GPT:
     grads    {name: array}, the sum of the gradients since zero_grad().
     losses   (B, T), the loss of every token in the last forward pass that had targets, 0 where the target was -100.
              Overwritten by the next.
-    router_loss    what router_aux_loss and router_z_loss added in that pass to the mean loss that forward() returns
+    router_loss    what router_aux_loss and router_z_loss add to that pass' mean loss. forward() returns the mean loss
+                   alone; the gradients of backward() are those of the sum.
     expert_counts  {layer: (E,)}, how many tokens each expert got in training since zero_grad()
     """
 

@@ -66,6 +66,19 @@ def test_losses_are_near_those_of_float32(tmp_path, kernels, name, bits):
     assert evals[0] != evals[1]                                           # evaluation is in that precision too
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_experts_are_chosen_by_scores_of_32_bits(dtype):
+    """Under autocast too: the same experts and gates, to the bit, while the experts' own products have 16."""
+    layer = twin_of(lively(SHAPES["experts"])).h[0].mlp
+    x = torch.randn(2, 50, layer.config.n_embd, generator=torch.Generator().manual_seed(0))
+    gates, experts = layer._route(x[0])
+    with torch.autocast("cpu", dtype):
+        under_autocast, branch = layer._route(x[0]), layer(x)
+    assert gates.dtype == torch.float32
+    assert torch.equal(under_autocast[0], gates) and torch.equal(under_autocast[1], experts)
+    assert not torch.equal(branch, layer(x))
+
+
 def test_the_loss_scale_moves_as_torchs(monkeypatch):
     monkeypatch.setattr(LossScale, "GROWTH", 3)
     ours, param = LossScale(), torch.zeros(1, requires_grad=True)

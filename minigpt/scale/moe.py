@@ -53,9 +53,11 @@ class Experts(nn.Module):
         return branch if self.shared is None else branch + self.shared(x)
 
     def _route(self, x):
-        """gates and experts (N, k) of the tokens x (N, C): moe_router_forward. Scores are of 32 bits at least."""
-        config, logits = self.config, F.linear(x, self.router.weight)                               # (N, E)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        """gates and experts (N, k) of the tokens x (N, C): moe_router_forward. Logits and scores are of 32 bits at
+        least, under autocast too: rounded to 16, near ones change places (Switch Transformer, arXiv:2101.03961, 2.4)."""
+        config, dtype = self.config, torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.to(dtype), self.router.weight.to(dtype))                            # (N, E)
         s = logits.softmax(-1) if config.gate == "softmax" else logits.sigmoid()                    # (N, E)
         with torch.no_grad():
             choice = s if self.router.bias is None else s + self.router.bias
