@@ -116,18 +116,34 @@ def assert_files_equal(a, b, but=()):
         assert path.name in but or path.read_bytes() == (b / path.name).read_bytes(), path.name
 
 
+@pytest.mark.parametrize("given", [np.asarray, torch.as_tensor], ids=["arrays", "tensors"])
+def test_ids_that_do_not_fit_are_refused(given):
+    twin, fine = TorchGPT(TINY), given(np.zeros((1, 4), int))
+    for tokens, targets, error, message in (
+            (np.zeros((1, 17), int), None, ValueError, "tokens has T = 17, must be at most 16: block_size"),
+            (np.zeros(4, int), None, ValueError, r"tokens has shape \(4,\), must be \(B, T\)"),
+            (np.full((1, 4), 20), None, ValueError, r"tokens\[0, 0\] is 20, must be in 0 .. 19"),
+            (np.zeros((1, 4)), None, TypeError, "tokens is float64, must be integers"),
+            (fine, np.full((1, 4), -1), ValueError, r"targets\[0, 0\] is -1, must"),
+            (fine, np.zeros((1, 3), int), ValueError, r"targets has shape \(1, 3\), must be that of tokens, \(1, 4\)")):
+        with pytest.raises(error, match="TorchGPT.forward: " + message):
+            twin(given(tokens), None if targets is None else given(targets))
+
+
+def test_ids_of_any_integer_type_are_read():
+    twin, (tokens, targets) = TorchGPT(TINY), batch(TINY)
+    loss = twin(tokens, targets)
+    for dtype in (torch.int32, torch.int64):
+        assert torch.equal(twin(torch.tensor(tokens, dtype=dtype), torch.tensor(targets, dtype=dtype)), loss)
+    elsewhere = TorchGPT(TINY, "torch").to("meta")
+    assert elsewhere(torch.tensor(tokens)).device.type == "meta"          # they are brought to where the weights are
+
+
 def test_what_the_twin_cannot_use_is_refused():
-    twin = TorchGPT(TINY)
     for call, error, message in (
             (lambda: TorchGPT(TINY, "cuda"), ValueError, "kernels is 'cuda', must be minigpt or torch"),
             (lambda: TorchGPT(dict()), TypeError, "config is {}, must be a ModelConfig"),
-            (lambda: TorchGPT(TINY, params={}), ValueError, "params must have the names of config.parameter_shapes"),
-            (lambda: twin(np.zeros((1, 17), int)), ValueError, "tokens has T = 17, must be at most 16: block_size"),
-            (lambda: twin(np.zeros(4, int)), ValueError, r"tokens has shape \(4,\), must be \(B, T\)"),
-            (lambda: twin(np.full((1, 4), 20)), ValueError, r"tokens\[0, 0\] is 20, must be in 0 .. 19"),
-            (lambda: twin(np.zeros((1, 4), int), np.full((1, 4), -1)), ValueError, r"targets\[0, 0\] is -1, must"),
-            (lambda: twin(np.zeros((1, 4), int), np.zeros((1, 3), int)), ValueError,
-             r"targets has shape \(1, 3\), must be that of tokens, \(1, 4\)")):
+            (lambda: TorchGPT(TINY, params={}), ValueError, "params must have the names of config.parameter_shapes")):
         with pytest.raises(error, match=message):
             call()
 

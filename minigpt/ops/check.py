@@ -107,7 +107,7 @@ def _kernel(op, kernel, kernels):
         raise ValueError(f"{op}: no kernel named {kernel!r}, there are {', '.join(kernels[op])}")
 
 
-def _integers(op, name, x, shape=None):
+def integers(op, name, x, shape=None):
     _array(op, name, x)
     if x.dtype.kind not in "iu":
         raise TypeError(f"{op}: {name} is {x.dtype}, must be integers")
@@ -115,7 +115,7 @@ def _integers(op, name, x, shape=None):
         _shape(op, name, x, shape)
 
 
-def _in_range(op, name, x, limit, allowed=None):
+def in_range(op, name, x, limit, allowed=None):
     """Every integer of x is in [0, limit), or is `allowed`. A GPU compares its own, and is waited for."""
     x = owner(x)
     bad = (x < 0) | (x >= limit)
@@ -150,7 +150,7 @@ def swiglu_backward(dy, gate, up, grads):
 
 
 def embedding_forward(tokens, wte, wpe, position, out, op="embedding_forward"):
-    _integers(op, "tokens", tokens)
+    integers(op, "tokens", tokens)
     _ndim(op, "tokens", tokens, 2, "(B, T)")
     _not_empty(op, "tokens", tokens)
     _same_dtype(op, dict(wte=wte), wpe=wpe, out=out)
@@ -158,7 +158,7 @@ def embedding_forward(tokens, wte, wpe, position, out, op="embedding_forward"):
     _not_empty(op, "wte", wte)
     _integer(op, "position", position, least=0)
     (B, T), (V, C) = tokens.shape, wte.shape
-    _in_range(op, "tokens", tokens, V)
+    in_range(op, "tokens", tokens, V)
     if wpe is not None:
         _ndim(op, "wpe", wpe, 2, "(P, C)")
         _shape(op, "wpe", wpe, (wpe.shape[0], C))
@@ -357,8 +357,8 @@ def _cross_entropy(op, required, targets, ignore_index, **outputs):
     _not_empty(op, "logits", logits)
     rows = logits.shape[:-1]
     _integer(op, "ignore_index", ignore_index)
-    _integers(op, "targets", targets, rows)
-    _in_range(op, "targets", targets, logits.shape[-1], allowed=ignore_index)
+    integers(op, "targets", targets, rows)
+    in_range(op, "targets", targets, logits.shape[-1], allowed=ignore_index)
     for name, x in (required | outputs).items():
         _shape(op, name, x, logits.shape if name in ("logits", "grads") else rows)
     _writable(op, "grads", outputs.get("grads"))

@@ -5,9 +5,7 @@ import numpy as np
 
 from .check import (
     _apart,
-    _in_range,
     _integer,
-    _integers,
     _ndim,
     _not_empty,
     _number,
@@ -15,6 +13,8 @@ from .check import (
     _same_dtype,
     _shape,
     _writable,
+    in_range,
+    integers,
 )
 
 GATES = ("softmax", "sigmoid")
@@ -29,10 +29,10 @@ def _logits(op, logits, gate):
 
 def _indices(op, name, x, limit):
     """An array (N, k) of indices below `limit`."""
-    _integers(op, name, x)
+    integers(op, name, x)
     _ndim(op, name, x, 2, "(N, k)")
     _not_empty(op, name, x)
-    _in_range(op, name, x, limit)
+    in_range(op, name, x, limit)
 
 
 def _index_output(op, name, x, shape):
@@ -164,7 +164,7 @@ def _grouped_linear(op, x, weight, offsets):
     _not_empty(op, "weight", weight)
     if weight.shape[2] != x.shape[1]:
         raise ValueError(f"{op}: weight has shape {weight.shape}, must be (E, F, {x.shape[1]}), for x of {x.shape}")
-    _integers(op, "offsets", offsets, (len(weight) + 1,))
+    integers(op, "offsets", offsets, (len(weight) + 1,))
     if offsets[0] != 0 or offsets[-1] != len(x) or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(f"{op}: offsets must rise from 0 to the {len(x)} rows of x")
 

@@ -54,7 +54,7 @@ class Experts(nn.Module):
 
     def _route(self, x):
         """gates and experts (N, k) of the tokens x (N, C): moe_router_forward. Logits and scores are of 32 bits at
-        least, under autocast too: rounded to 16, near ones change places (Switch Transformer, arXiv:2101.03961, 2.4)."""
+        least, under autocast too: of 16, near ones change places (Switch Transformer, arXiv:2101.03961, 2.4)."""
         config, dtype = self.config, torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.to(dtype), self.router.weight.to(dtype))                            # (N, E)

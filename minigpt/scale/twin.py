@@ -98,7 +98,7 @@ class TorchGPT(nn.Module):
         the mean loss over the targets that are not -100 (0 if none is counted), or, with reduction="none", the loss of
         every token, (B, T), 0 where the target is -100. tokens and targets: (B, T) integers, tensors or arrays, as in
         GPT.forward."""
-        y = self._trunk_forward(self.checked_ids("tokens", tokens))                                    # (B, T, C)
+        y = self._trunk_forward(self.checked_ids("tokens", tokens))                                 # (B, T, C)
         if targets is None:
             return self._head_forward(y[:, -1:] if last else y)                                     # (B, T | 1, V)
         targets = self.checked_ids("targets", targets)
@@ -126,18 +126,20 @@ class TorchGPT(nn.Module):
         return F.linear(y, self.wte if self.config.tied else self.head.weight)                      # (B, T, V)
 
     def checked_ids(self, name, x):
-        """tokens or targets as a tensor beside the weights. Ids out of range are named where they lie on the CPU; to
-        look at those on a GPU would make it wait."""
-        if isinstance(x, torch.Tensor):
-            return x
-        x = np.asarray(x)
+        """tokens or targets, an array or a tensor, as a tensor beside the weights. The ids are looked at where they lie
+        on the CPU; to look at those on a GPU would make it wait, and a compiled graph cannot."""
+        x = x if isinstance(x, torch.Tensor) else np.asarray(x)
         if x.ndim != 2:
-            raise ValueError(f"TorchGPT.forward: {name} has shape {x.shape}, must be (B, T)")
+            raise ValueError(f"TorchGPT.forward: {name} has shape {tuple(x.shape)}, must be (B, T)")
         if x.shape[1] > self.config.block_size:
             raise ValueError(f"TorchGPT.forward: {name} has T = {x.shape[1]}, must be at most "
                              f"{self.config.block_size}: block_size")
-        check._in_range("TorchGPT.forward", name, x, self.config.vocab_size, -100 if name == "targets" else None)
-        return torch.from_numpy(np.ascontiguousarray(x, np.int64)).to(self.device)
+        if torch.compiler.is_compiling() or isinstance(x, torch.Tensor) and x.device.type != "cpu":
+            return x.to(self.device)
+        check.integers("TorchGPT.forward", name, np.asarray(x))
+        check.in_range("TorchGPT.forward", name, np.asarray(x), self.config.vocab_size,
+                       allowed=-100 if name == "targets" else None)
+        return torch.as_tensor(x, dtype=torch.int64, device=self.device)
 
     # -----------------------------------------------------------------------------------------------------------
     # rope's tables, which are no weights
