@@ -134,6 +134,11 @@ __global__ void before_the_first(float* y, const float* x) {
   y[threadIdx.x] = x[int(threadIdx.x) - 1];
 }
 
+__global__ void loads_past_the_end(float* y, const float* x, int n) {
+  // out of bounds, mend: y[threadIdx.x] = __ldg(x + n - 1);
+  y[threadIdx.x] = __ldg(x + n);
+}
+
 __global__ void far_away(float* y, const float* x, int n) {
   // out of bounds, mend: y[threadIdx.x] = x[threadIdx.x];
   y[threadIdx.x] = x[threadIdx.x + 1000 * n];
@@ -368,6 +373,9 @@ extern "C" void run_one_too_many(float* y, const float* x, int n, cudaStream_t s
 }
 extern "C" void run_before_the_first(float* y, const float* x, int n, cudaStream_t stream) {
   before_the_first<<<1, 64>>>(y, x);
+}
+extern "C" void run_loads_past_the_end(float* y, const float* x, int n, cudaStream_t stream) {
+  loads_past_the_end<<<1, 64>>>(y, x, n);
 }
 extern "C" void run_far_away(float* y, const float* x, int n, cudaStream_t stream) { far_away<<<1, 64>>>(y, x, n); }
 extern "C" void run_row_too_short(float* y, const float* x, int n, cudaStream_t stream) {

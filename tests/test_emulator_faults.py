@@ -78,7 +78,7 @@ def test_ctrl_c_ends_an_endless_loop(compiled, body, checked):
 @pytest.mark.parametrize("body, line", [
     ("for (;;) __syncthreads();", 8), ("volatile int i = 0;\nwhile (i == 0) {}", 9),
     ("while (x[threadIdx.x] == 0) x[threadIdx.x] = 0;", 8), ("while (atomicCAS((int*)x, 0, 1) != 0) {}", 8),
-    ("float s = 1;\nwhile (s > 0) s = expf(s);\nx[0] = s;", 9)])
+    ("float s = 1;\nwhile (s > 0) s = expf(s);\nx[0] = s;", 9), ("for (;;) {}", 7)])
 def test_the_time_limit_names_the_line(compiled, body, line):
     kernels, x = compiled(body, True), np.zeros(64, np.float32)
     with emulator.watch(timeout=0.2) as report:
@@ -106,6 +106,7 @@ def test_the_time_limit_names_the_line(compiled, body, line):
     ("abort();", "abort() is called in host.cu:7"),
     ("assert(n > 8);", "the launcher finds that assert(n > 8) in host.cu:7 does not hold"),
     ("for (volatile int i = 0; i == 0;) {}", "when the launcher, not a kernel, was in host.cu:7"),
+    ("for (;;) cudaMemset(x, 0, 16);", "when the launcher, not a kernel, was in host.cu:7"),
     ("for (;;) empty<<<1, 1>>>();", "stopped after 0.3 seconds"),
 ])
 @pytest.mark.parametrize("checked", [True, False])

@@ -10,6 +10,8 @@
 #include <ucontext.h>
 #include <unwind.h>
 
+#include <iterator>
+
 #include "runtime.h"
 
 namespace emulator {
@@ -54,20 +56,26 @@ bool in_this_library(const void* code) {
   return code != nullptr && dladdr(code, &its) != 0 && dladdr(before, &mine) != 0 && its.dli_fbase == mine.dli_fbase;
 }
 
-// The code where it happened; or, if that is not of this library (memcpy, strlen), of ours that called it; or null.
-const void* ours(const void* code) {
-  if (in_this_library(code)) return code;
+// The code where it happened; or, if that is not of this library (memcpy, strlen), of ours that called it; and on the
+// CPU, who called that. Null code if there is none of ours.
+Place ours(const void* code) {
   struct Walk {
-    const void *from, *found;
+    const void* from;
+    Place found;
+    int callers;
     bool past;
-  } walk{code, nullptr, false};
+  } walk{code, Place(in_this_library(code) ? code : nullptr), 0, false};
+  if (walk.found.code != nullptr && current != nullptr) return walk.found;
   _Unwind_Backtrace(
       [](_Unwind_Context* frame, void* argument) {
         Walk& w = *static_cast<Walk*>(argument);
         auto at = reinterpret_cast<const char*>(_Unwind_GetIP(frame));
         if (w.past && in_this_library(at - 1)) {
-          w.found = at - 1;
-          return _URC_END_OF_STACK;
+          if (w.found.code == nullptr)
+            w.found.code = at - 1;
+          else
+            w.found.callers[w.callers++] = at - 1;
+          if (current != nullptr || w.callers == std::size(w.found.callers)) return _URC_END_OF_STACK;
         }
         w.past |= at == w.from;
         return _URC_NO_REASON;
@@ -80,9 +88,9 @@ const char* hex(const void* address) {
   return text("0x%llx", static_cast<unsigned long long>(reinterpret_cast<uintptr_t>(address)));
 }
 
-void report_in_kernel(int signal, const void* address, const void* code) {
-  const char* where = code != nullptr ? "in {0}" : "in the kernel launched in {0}";
-  Place place = code != nullptr ? Place(code) : Place(launched->where);
+void report_in_kernel(int signal, const void* address, Place place) {
+  const char* where = place.code != nullptr ? "in {0}" : "in the kernel launched in {0}";
+  if (place.code == nullptr) place = Place(launched->where);
   if (signal == SIGFPE) {
     found("arithmetic", text("thread %d divides an integer by zero %s", current->id, where),
           "A GPU goes on, with a number that means nothing: check the divisor first.", place);
@@ -104,9 +112,9 @@ void report_in_kernel(int signal, const void* address, const void* code) {
   }
 }
 
-[[noreturn]] void leave_launcher_by(int signal, const void* address, const void* code, uint64_t stack) {
-  Place place = copying.file != nullptr ? Place(copying) : Place(code);
-  const char* where = copying.file != nullptr || code != nullptr ? "in {0}" : "in a function that it calls";
+[[noreturn]] void leave_launcher_by(int signal, const void* address, Place place, uint64_t stack) {
+  if (copying.file != nullptr) place = Place(copying);
+  const char* where = place.file != nullptr || place.code != nullptr ? "in {0}" : "in a function that it calls";
   if (signal == SIGFPE) leave_launcher(text("the launcher divides an integer by zero %s", where), place);
   if (signal == SIGILL) leave_launcher(text("the launcher cannot go on %s: no such instruction", where), place);
   if (signal == SIGABRT && thrown_at != nullptr)
@@ -161,9 +169,9 @@ void ask_to_stop(Interruption why, const void* code) {
     ticks = 0;
     set_clock(50, 50);
   } else if (++ticks > (in_this_library(code) ? 2 : 20)) {
-    const void* known = ours(code);
-    if (current != nullptr) stop(known != nullptr ? Place(known) : Place(launched->where));
-    if (launched == nullptr) stop_launcher(Place(known));
+    const Place known = ours(code);
+    if (current != nullptr) stop(known.code != nullptr ? known : Place(launched->where));
+    if (launched == nullptr) stop_launcher(known);
   }
 }
 

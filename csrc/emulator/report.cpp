@@ -65,7 +65,7 @@ void write_finding(Json& json, const Finding& f) {
 
 }  // namespace
 
-// {file, line}; or {library, offset}, which Python looks up in the library's line table; or null.
+// {file, line}; or {library, offsets}, which Python looks up in the library's line table; or null.
 void write_place(Json& json, const Place& place) {
   Dl_info info;
   if (place.file != nullptr) {
@@ -76,7 +76,12 @@ void write_place(Json& json, const Place& place) {
   } else if (place.code != nullptr && dladdr(place.code, &info) != 0) {
     json.open('{');
     json.field("library", info.dli_fname);
-    json.field("offset", static_cast<const char*>(place.code) - static_cast<const char*>(info.dli_fbase));
+    json.key("offsets"), json.open('[');
+    json.item(), json.number(static_cast<const char*>(place.code) - static_cast<const char*>(info.dli_fbase));
+    for (const void* caller : place.callers)
+      if (caller != nullptr)
+        json.item(), json.number(static_cast<const char*>(caller) - static_cast<const char*>(info.dli_fbase));
+    json.close(']');
     json.close('}');
   } else {
     json.out += "null";

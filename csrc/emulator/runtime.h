@@ -144,7 +144,8 @@ bool skipped(const char* kind, Where where);  // has Python asked to leave out t
 struct Place {
   const char* file = nullptr;  // known at once ...
   int line = 0;
-  const void* code = nullptr;  // ... or an address in the kernel's machine code, which Python looks up
+  const void* code = nullptr;   // ... or an address in the kernel's machine code, which Python looks up; what is there
+  const void* callers[7] = {};  // may be the emulator's own: then these called it
   Place() = default;
   Place(Where where) : file(where.file), line(where.line) {}
   explicit Place(const void* code) : code(code) {}

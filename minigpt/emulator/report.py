@@ -24,6 +24,8 @@ LEGEND = """  A warp is 32 threads that go together: a row says how often one ca
   FLOPs      additions, subtractions, multiplications and divisions of floats, and twice each fmaf()"""
 NO_KERNEL = """No kernel was launched.
   Only kernels of compile()d files and of ops.load("emulated") are seen, and only those that this thread launches."""
+# Places that are not in the author's files: the emulator's own, the compiler's headers, and what has no line.
+NOT_THE_AUTHORS = re.compile(r"/csrc/emulator/|/include/c\+\+/|/lib(?:64)?/(?:gcc|clang)/|^/usr/include/|^\?\?")
 WASTEFUL = 2                              # times what a line needs: then it is worth a sentence
 
 
@@ -224,20 +226,22 @@ def _bullet(text):
 def with_places(seen):
     """The same with "file:line" for every place, of which some are addresses in a library."""
     wanted = defaultdict(set)
-    _each_place(seen, lambda place: wanted[place["library"]].add(place["offset"]) if "library" in place else None)
+    _each_place(seen, lambda place: wanted[place["library"]].update(place["offsets"]) if "library" in place else None)
     lines = {library: _look_up(library, tuple(sorted(offsets))) for library, offsets in wanted.items()}
 
     def named(place):
-        if "library" in place:
-            return lines[place["library"]][place["offset"]]
-        return f"{_short(place['file'])}:{place['line']}"
+        if "library" not in place:
+            return f"{_short(place['file'])}:{place['line']}"
+        callers = [line for offset in place["offsets"] for line in lines[place["library"]][offset]]
+        file, _, line = next((c for c in callers if not NOT_THE_AUTHORS.search(c)), callers[0]).rpartition(":")
+        return f"{_short(file)}:{line}" if file else line
 
     return _each_place(seen, named)
 
 
 def _each_place(x, change):
     if isinstance(x, dict):
-        if x.keys() in ({"library", "offset"}, {"file", "line"}):
+        if x.keys() in ({"library", "offsets"}, {"file", "line"}):
             return change(x)
         return {name: _each_place(y, change) for name, y in x.items()}
     return [_each_place(y, change) for y in x] if isinstance(x, list) else x
@@ -245,14 +249,15 @@ def _each_place(x, change):
 
 @cache
 def _look_up(library, offsets):
-    """{offset: "file:line"} by addr2line, from the line table that the compiler left."""
-    unknown = dict.fromkeys(offsets, "a line that cannot be named without addr2line (binutils)")
+    """{offset: ["file:line", ...]} by addr2line, from the line table that the compiler left: where a function was
+    inlined, its line comes before that of the call."""
     tool = shutil.which("addr2line") or shutil.which("llvm-addr2line")
     if not tool:
-        return unknown
-    done = subprocess.run([tool, "-e", library, *map(hex, offsets)], capture_output=True, text=True)
-    found = [re.sub(r" \(discriminator \d+\)$", "", line).rpartition(":") for line in done.stdout.splitlines()]
-    return unknown | {offset: f"{_short(file)}:{line}" for offset, (file, _, line) in zip(offsets, found, strict=False)}
+        return {offset: ["a line that cannot be named without addr2line (binutils)"] for offset in offsets}
+    done = subprocess.run([tool, "-i", "-a", "-e", library, *map(hex, offsets)], capture_output=True, text=True)
+    blocks = re.split(r"^0x[0-9a-f]+\n", done.stdout, flags=re.MULTILINE)[1:]
+    return {offset: re.sub(r" \(discriminator \d+\)$", "", block, flags=re.MULTILINE).splitlines()
+            for offset, block in zip(offsets, blocks, strict=True)}
 
 
 def _short(path):
