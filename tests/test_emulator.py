@@ -358,16 +358,67 @@ def test_a_picture_shows_the_trace(tmp_path):
     assert (picture.banks([wide]) == 1).all()
     with pytest.raises(ValueError, match="no trace"):
         emulator.Report().picture(tmp_path / "none.png")
+    for path in (None, 3):
+        with pytest.raises(TypeError, match=f"picture: path is {path}, must be the name of a file"):
+            report.picture(path)
+    with pytest.raises(ValueError, match="picture: path is 'a.gif', must end with .png, .svg, .pdf"):
+        report.picture("a.gif")
+    with pytest.raises(ValueError, match="animation: path is 'a.png', must end with .gif"):
+        report.animation("a.png")
+    for frames in (0, -1, "a", 2.5, True):
+        with pytest.raises(ValueError, match=f"animation: frames is {frames!r}, must be an integer from 1 to 1000"):
+            report.animation("a.gif", frames)
 
 
 @needs_emulator
-def test_the_instructors_example_finds_the_mistake(tmp_path, monkeypatch):
+def test_an_animation_keeps_the_colours_and_fills_the_banks(tmp_path, monkeypatch):
+    """A block has one colour in all frames and in the picture, and banks light up when their time has come."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.animation import FuncAnimation
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+    scales, banks, titles = [], [], []
+    scatter, set_data = Axes.scatter, AxesImage.set_data
+    monkeypatch.setattr(Axes, "scatter", lambda self, *points, **style: scales.append(
+        (style["vmin"], style["vmax"])) or scatter(self, *points, **style))
+    monkeypatch.setattr(AxesImage, "set_data", lambda self, x: banks.append(x.sum()) or set_data(self, x))
+    monkeypatch.setattr(FuncAnimation, "save", lambda self, path, writer: [
+        self._func(k) or titles.append(self._fig.get_suptitle()) for k in range(4)])
+    report = demo.missing_barrier(trace=400, blocks="shuffled")
+    report.animation(tmp_path / "trace.gif", frames=4)
+    report.picture(tmp_path / "trace.png")
+    assert set(scales) == {(0, 3)} and len(scales) > 8
+    whole, frames = banks[0], banks[1:5]                # drawn once by imshow(), then frame by frame
+    assert 0 < frames[0] < frames[1] < frames[2] < frames[3] == whole
+    assert not report.trace_is_full and not any("full" in title for title in titles)
+    short = demo.missing_barrier(trace=50)
+    short.animation(tmp_path / "trace.gif", frames=4)
+    assert short.trace_is_full and "the trace is full" in titles[-1]
+
+
+@needs_emulator
+def test_the_instructors_example_finds_the_mistake(tmp_path, cu):
+    """It passes who is right; not who forgets a barrier, computes on the CPU, leaves while the file is loaded, loops
+    there, or does not compile."""
     pytest.importorskip("matplotlib")
     code, = re.findall(r"```python\n(.*?)```", (build.sources() / "emulator" / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(code.replace("minigpt/emulator/demo", str(demo.FOLDER)), names)
-    assert not names["passed"] and names["report"].findings[0].kind == "race"
+    (tmp_path / "check.py").write_text(code.replace("(60, 60)", "(5, 5)"))
+    faulty = (demo.FOLDER / "sum_rows.cu").read_text()
+    right = faulty.replace("partial[threadIdx.x] = sum;", "partial[threadIdx.x] = sum; __syncthreads();")
+    launch = "sum_rows<<<rows, 128, 0, stream>>>(x, sums, columns);"
+    on_cpu = right.replace(launch, "for (int row = 0; row < rows; ++row) sums[row] = row;")
+    files = dict(right=(right, "passed"), faulty=(faulty, "What is wrong"), broken=(right + "}", "error: "),
+                 cpu=(on_cpu, "No kernel was launched"),
+                 leaves=(right + "static int a = (fflush(0), _Exit(0), 1);", "FAILED"),
+                 loops=(right + "static int f() { volatile int i; for (;;) i = 1; }\nstatic int a = f();", "FAILED"))
+    paths = [cu(text, f"{name}.cu") for name, (text, _) in files.items()]
+    done = subprocess.run([sys.executable, "check.py", *paths], cwd=tmp_path, capture_output=True, text=True,
+                          check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    said = re.split(r"^.*/(\w+)\.cu: (?=passed$|FAILED$)", done.stdout, flags=re.MULTILINE)
+    said = dict(zip(said[1::2], said[2::2], strict=True))
+    assert said.keys() == files.keys()
+    for name, (_, words) in files.items():
+        assert said[name].startswith("passed" if name == "right" else "FAILED") and words in said[name], name
     assert (tmp_path / "trace.png").stat().st_size > 10_000
 
 

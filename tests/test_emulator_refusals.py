@@ -91,7 +91,7 @@ def test_a_compiler_that_takes_too_long_is_stopped(cu, monkeypatch):
 
 @pytest.mark.parametrize("name, words", [
     ("/nonexist", "$CXX is '/nonexist', and there is no such program"),
-    ("g++ -O3", "$CXX is 'g++ -O3', and there is no such program: it must be the name of a C++ compiler alone"),
+    ("g++ -O3", "$CXX is 'g++ -O3', and there is no such program: it must name a C++ compiler alone"),
     ("gcc", "$CXX is 'gcc', a compiler of C: the emulator needs one of C++"),
     ("/usr/bin/clang-14", "a compiler of C: ")])
 def test_the_compiler_that_was_chosen_is_taken_or_refused(name, words):

@@ -58,7 +58,7 @@ def compiler() -> str:
         if OF_C.fullmatch(os.path.basename(chosen)):
             raise ImportError(f"$CXX is {chosen!r}, a compiler of C: the emulator needs one of C++ (g++ or clang++)")
         if not (found := shutil.which(chosen)):
-            raise ImportError(f"$CXX is {chosen!r}, and there is no such program: it must be the name of a C++ compiler "
+            raise ImportError(f"$CXX is {chosen!r}, and there is no such program: it must name a C++ compiler "
                               "alone, without options")
         return found
     for name in ("g++", "clang++"):

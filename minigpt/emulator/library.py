@@ -123,6 +123,7 @@ def call(library, name, *arguments, contiguous=True):
         report, options = watching
         result, seen = library._when_checked._run(name, arguments, contiguous, options)
         report.add(seen)
+        report.trace_is_full |= 0 < options["trace"] <= len(seen.get("trace", ()))
         return result
     result, seen = library._run(name, arguments, contiguous, {})
     if seen["findings"]:
@@ -183,7 +184,7 @@ def _is_at(site, skip):
 def run(function, *arguments, **options) -> Report:
     """Calls a launcher inside watch(**options): report = emulator.run(kernels.add, a, b, c, n)."""
     if not callable(function):
-        raise TypeError(f"run: the first argument is {function!r}, must be a launcher, as in run(kernels.add, a, b, c, n)")
+        raise TypeError(f"run: the first argument is {function!r}, must be a launcher: run(kernels.add, a, b, c, n)")
     with watch(**options) as report:
         function(*arguments)
     return report

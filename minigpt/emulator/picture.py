@@ -6,6 +6,7 @@ reads again as a repeated one, scattered accesses as vertical lines. Shared memo
 many lanes used each bank in each access; bright spots are conflicts. matplotlib is needed only here.
 """
 
+import os
 from collections import defaultdict
 
 import numpy as np
@@ -62,7 +63,8 @@ def banks(trace):
 
 
 def _panels(figure, trace):
-    """The figure's axes and, for each, its points: all arrays of global memory, with the ranges they need."""
+    """The figure's axes; for each array of global memory its points, the axis having the range that they need; and the
+    image of shared memory, or None."""
     found, shared, unit = points(trace), banks(trace), units(trace)
     if not trace:
         raise ValueError("the report has no trace: watch(trace=2000) keeps the first 2000 accesses of warps")
@@ -72,6 +74,7 @@ def _panels(figure, trace):
     for axis, (array, (_, element, _, _)) in zip(axes, found.items(), strict=False):
         axis.set(xlim=(-1, len(trace)), ylim=(-1, element.max() + 1),
                  ylabel=f"{array}\nin pieces of {unit[array]} bytes")
+    image = None
     if len(shared):
         image = axes[-1].imshow(shared.T, aspect="auto", origin="lower", cmap="magma", interpolation="nearest",
                                 vmin=0, vmax=max(4, shared.max()))
@@ -79,37 +82,62 @@ def _panels(figure, trace):
         figure.colorbar(image, ax=axes[-1], label="different words\n(0: unused, 1 is best)")
     if found:
         axes[len(found) - 1].set_xlabel("accesses by warps, in their order (colour: block; ring: written)")
-    return axes, found
+    return axes, found, image
 
 
-def _draw(axis, time, element, block, write):
-    colour = {"cmap": "turbo", "vmin": 0, "vmax": max(1, block.max())}
+def _draw(axis, time, element, block, write, blocks):
+    colour = {"cmap": "turbo", "vmin": 0, "vmax": max(1, blocks - 1)}
     for chosen, style in ((write == 0, {"s": 3}), (write != 0, {"s": 9, "marker": "$\\circ$"})):
         axis.scatter(time[chosen], element[chosen], c=block[chosen], linewidths=0.3, **style, **colour)
 
 
-def picture(trace, path):
-    """Writes the picture of a trace; the end of the path says the format (png, svg, pdf)."""
+def _blocks(found):
+    """How many blocks the points of all arrays belong to: a block has one colour, whatever is drawn of it."""
+    return max((1 + block.max() for _, _, block, _ in found.values()), default=1)
+
+
+def _title(trace, what, cut):
+    return f"{trace[0]['kernel']}: {what}" + "\nthe trace is full: a larger watch(trace=...) shows more" * cut
+
+
+def _writable(name, path, *endings):
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name}: path is {path!r}, must be the name of a file")
+    if not str(path).lower().endswith(endings):
+        raise ValueError(f"{name}: path is {str(path)!r}, must end with {', '.join(endings)}")
+
+
+def picture(trace, path, cut=False):
+    """Writes the picture of a trace; the end of the path says the format (png, svg, pdf). `cut`: whether the trace
+    is as long as it may be, and the kernel may have done more."""
+    _writable("picture", path, ".png", ".svg", ".pdf")
     figure = _matplotlib()
-    axes, found = _panels(figure, trace)
+    axes, found, _ = _panels(figure, trace)
     for axis, columns in zip(axes, found.values(), strict=False):
-        _draw(axis, *columns)
-    figure.suptitle(f"{trace[0]['kernel']}: {len(trace)} accesses by warps")
+        _draw(axis, *columns, _blocks(found))
+    figure.suptitle(_title(trace, f"{len(trace):,} accesses by warps", cut))
     figure.savefig(path, dpi=120)
 
 
-def animation(trace, path, frames=40):
+def animation(trace, path, frames=40, cut=False):
     """Writes a GIF in which the accesses appear in their order, `frames` pictures long."""
+    _writable("animation", path, ".gif")
+    if isinstance(frames, bool) or not isinstance(frames, (int, np.integer)) or not 1 <= frames <= 1000:
+        raise ValueError(f"animation: frames is {frames!r}, must be an integer from 1 to 1000")
     figure = _matplotlib()
     from matplotlib.animation import FuncAnimation, PillowWriter
-    axes, found = _panels(figure, trace)
+    axes, found, image = _panels(figure, trace)
+    frames, blocks, shared = min(frames, len(trace)), _blocks(found), banks(trace).T
+    seen = np.cumsum([access["space"] == "shared" for access in trace])     # accesses to shared memory until then
 
     def draw(frame):
         begin, end = (len(trace) * k // frames for k in (frame, frame + 1))
         for axis, columns in zip(axes, found.values(), strict=False):
             now = (columns[0] >= begin) & (columns[0] < end)
             if now.any():
-                _draw(axis, *(column[now] for column in columns))
-        figure.suptitle(f"{trace[0]['kernel']}: accesses {begin} to {end - 1} of {len(trace)}")
+                _draw(axis, *(column[now] for column in columns), blocks)
+        if image is not None:
+            image.set_data(np.where(np.arange(shared.shape[1]) < seen[end - 1], shared, 0))
+        figure.suptitle(_title(trace, f"accesses {begin:,} to {end - 1:,} of {len(trace):,}", cut))
 
     FuncAnimation(figure, draw, frames=frames, init_func=lambda: None).save(path, PillowWriter(fps=8))

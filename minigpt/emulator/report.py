@@ -103,6 +103,7 @@ class Report:
     lines: list[Line] = field(default_factory=list)
     sites: set[str] = field(default_factory=set)              # "file:line" of every barrier and wait that was reached
     trace: list[dict] = field(default_factory=list)           # what warps touched, in order, where watch(trace=) asked
+    trace_is_full: bool = False                               # it is as long as asked: there may have been more
     notes: list[str] = field(default_factory=list)            # on how it was watched: what was asked and did not happen
 
     def add(self, seen: dict):
@@ -142,12 +143,12 @@ class Report:
         """Draws the trace: which elements of each array the warps touched, and when, and the banks of shared memory. A
         file in the format that its name ends with; needs watch(trace=...) and matplotlib."""
         from .picture import picture
-        picture(self.trace, path)
+        picture(self.trace, path, self.trace_is_full)
 
     def animation(self, path, frames=40):
         """The same as a GIF, in which the accesses appear in their order. Needs matplotlib and pillow."""
         from .picture import animation
-        animation(self.trace, path, frames)
+        animation(self.trace, path, frames, self.trace_is_full)
 
     @property
     def advice(self) -> list[str]:
