@@ -17,7 +17,7 @@ from minigpt.scale.planner.flops import forward_flops, layers, training_flops
 from minigpt.scale.planner.hardware import GPUS, PRECISIONS, ZERO_PAPER, Assumptions
 from minigpt.scale.planner.links import all_to_all_seconds, ring_bytes, ring_speed
 from minigpt.scale.planner.memory import activation_bytes, kv_cache_bytes, model_activation_bytes, state_bytes
-from minigpt.scale.planner.search import divisors, layouts, search, usable_bytes
+from minigpt.scale.planner.search import divisors, gpu_counts, layouts, search, usable_bytes
 from minigpt.scale.planner.step import Job, Layout, _stages, bubble, estimate, memory, utilisation
 
 PF_DAYS = {"small": 2.60, "medium": 7.42, "large": 15.8, "xl": 27.5, "2.7b": 55.2, "6.7b": 139, "13b": 268,
@@ -316,7 +316,26 @@ def test_search_finds_the_best_of_all():
     assert all(each.tokens_per_second < 0.99 * fastest or each.layout.tensor * each.layout.pipeline
                > best.layout.tensor * best.layout.pipeline for each in simpler)
     assert search(job, tensor=8).fitting[0].layout.tensor == 8
+    crowded = replace(job, assume=Assumptions(gpus_per_node=64))
+    assert {layout.tensor for layout in layouts(crowded, {})} == {1, 2, 4, 8}        # 16 do not divide 8 heads of keys
     assert divisors(360) == [n for n in range(1, 361) if 360 % n == 0]
+
+
+def test_a_few_gpus_stand_idle_where_the_others_split_better():
+    job = Job(ModelConfig.preset("moe-1.8t"), 8192, 7324, GPUS["h100"], 25000, PRECISIONS["bf16"])
+    assert gpu_counts(job) == [25000, 24992, 24960, 24832, 24576]
+    assert gpu_counts(replace(job, gpus=7)) == [7] and gpu_counts(replace(job, gpus=4096)) == [4096]
+    found = search(job, recompute="selective", micro_batch=1)
+    best, all_gpus = found.fitting[0], max((each for each in found.fitting if each.layout.gpus == 25000),
+                                           key=lambda each: each.tokens_per_second)
+    assert best.layout.gpus < 25000 and best.tokens_per_second > 1.2 * all_gpus.tokens_per_second
+    peak = best.layout.gpus * job.gpu.peak                                              # MFU: of the GPUs that work
+    assert best.mfu == pytest.approx(best.tokens_per_second * training_flops(job.config, 8192) / peak)
+
+
+def test_without_data_parallelism_zero_stages_are_the_same():
+    job = Job(ModelConfig.preset("gpt2"), 1024, 8, GPUS["h100"], 1, PRECISIONS["bf16"])
+    assert search(job, zero=1) == search(job, zero=3) == search(job)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -340,7 +359,8 @@ def test_plan_as_text_json_and_picture(capsys, tmp_path):
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     plan = json.loads(run(capsys, line + " --json")[1])
     best = plan["best"]
-    assert math.prod(best["layout"][part] for part in ("data", "tensor", "pipeline")) == 25000
+    assert math.prod(best["layout"][part] for part in ("data", "tensor", "pipeline")) == best["gpus"] <= 25000
+    assert f"uses {best['gpus']:,} of them" in shown
     assert plan["training"]["seconds"] == pytest.approx(13e12 / best["tokens_per_second"])
     assert plan["training"]["cost"] == pytest.approx(2 * 25000 * plan["training"]["seconds"] / 3600)
     assert best["memory_bytes"] <= plan["cluster"]["usable_bytes"]

@@ -11,7 +11,7 @@ from . import chinchilla
 from .flops import forward_flops, training_flops
 from .hardware import GPUS
 from .memory import RECOMPUTE, kv_cache_bytes
-from .search import CHUNKS, MICRO_BATCHES, TIE, Search, search, usable_bytes
+from .search import CHUNKS, IDLE, MICRO_BATCHES, TIE, Search, search, usable_bytes
 from .step import Estimate, Job, Layout, memory
 
 SHOWN = 5                       # layouts beside the best
@@ -69,9 +69,10 @@ def inference_figures(job: Job) -> dict:
 
 def describe(found: Estimate) -> dict:
     total = sum(found.seconds.values())
-    return {"layout": asdict(found.layout), "micro_batches": found.micro_batches, "memory": found.memory,
-            "memory_bytes": sum(found.memory.values()), "seconds": found.seconds, "step_seconds": total,
-            "sent": found.sent, "tokens_per_second": found.tokens_per_second, "mfu": found.mfu, "hfu": found.hfu}
+    return {"layout": asdict(found.layout), "gpus": found.layout.gpus, "micro_batches": found.micro_batches,
+            "memory": found.memory, "memory_bytes": sum(found.memory.values()), "seconds": found.seconds,
+            "step_seconds": total, "sent": found.sent,
+            "tokens_per_second": found.tokens_per_second, "mfu": found.mfu, "hfu": found.hfu}
 
 
 def memory_table(job: Job, best: Estimate) -> list[dict]:
@@ -124,9 +125,10 @@ def _gpu_name(gpu):
 def _nothing_fits(name, job, found):
     gpus = f"{job.gpus:,} {_gpu_name(job.gpu)}"
     if not found.tried:
-        return (f"plan: no layout of {gpus} has the sizes asked for: tensor * pipeline * data is {job.gpus:,}, tensor "
-                f"at most {job.assume.gpus_per_node} and a divisor of the {job.config.n_head} heads and of the hidden "
-                f"layers, pipeline at most {job.config.n_layer}, expert a divisor of data and of "
+        return (f"plan: no layout of {gpus} has the sizes asked for: tensor * pipeline * data is {job.gpus:,}, or "
+                f"up to {IDLE:.0%} less, tensor at most {job.assume.gpus_per_node} and a divisor of the "
+                f"{job.config.n_head} heads, the {job.config.n_kv_head} of keys and values and the hidden layers, "
+                f"pipeline at most {job.config.n_layer}, expert a divisor of data and of "
                 f"{job.config.n_expert or 1} experts, micro-batch one of {MICRO_BATCHES}, chunks one of {CHUNKS}")
     if not found.too_large:
         return (f"plan: no layout of {gpus} splits a batch of {job.batch:,} texts of {job.T:,} tokens: "

@@ -21,10 +21,11 @@ EXAMPLE = {"moe-1.8t": " (an example of a mixture of that size, the shape of no 
 
 
 def text(plan: dict) -> str:
-    training, T = plan["training"], plan["model"]["T"]
-    parts = [_model(plan["model"]), _compute_optimal(plan["compute_optimal"]), _best(plan["best"], plan["cluster"]),
-             _memory(plan["best"], plan["cluster"], plan["same_layout"]), _time(plan["best"]), _training(training),
-             _inference(plan["inference"], T), _search(plan["search"]), _assumed(plan["assumptions"], plan["cluster"])]
+    best, cluster = plan["best"], plan["cluster"]
+    parts = [_model(plan["model"]), _compute_optimal(plan["compute_optimal"]), _best(best, cluster),
+             _memory(best, cluster, plan["same_layout"]), _time(best), _training(plan["training"], cluster["gpus"]),
+             _inference(plan["inference"], plan["model"]["T"]), _search(plan["search"]),
+             _assumed(plan["assumptions"], cluster)]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -49,7 +50,8 @@ def _compute_optimal(optimal):
 
 
 def _best(best, cluster):
-    return [f"the best layout of {cluster['gpus']:,} {cluster['gpu']}: {layout_name(best['layout'])}",
+    idle = "" if best["gpus"] == cluster["gpus"] else f", which uses {best['gpus']:,} of them"
+    return [f"the best layout of {cluster['gpus']:,} {cluster['gpu']}: {layout_name(best['layout'])}{idle}",
             f"  a step of {best['batch_tokens']:,} tokens, {best['batch_texts']:,} texts, {best['micro_batches']:,} "
             f"micro-batches one after the other, takes {duration(best['step_seconds'])}",
             f"  {best['tokens_per_second']:,.0f} tokens/s, MFU {best['mfu']:.1%}, HFU {best['hfu']:.1%} of "
@@ -74,11 +76,11 @@ def _time(best):
     return ["time of a step, and what a GPU sends in it:", *table(rows)]
 
 
-def _training(training):
+def _training(training, gpus):
     cost = f", {training['cost']:,.0f} at {training['price']:g} a GPU-hour" if "cost" in training else ""
     return [f"training on {number(training['tokens'])} tokens: {training['steps']:,} steps, "
             f"{duration(training['seconds'])}, {training['gpu_hours']:,.4g} GPU-hours, "
-            f"{training['energy_kwh'] / 1000:,.3g} MWh{cost}"]
+            f"{training['energy_kwh'] / 1000:,.3g} MWh of all {gpus:,} GPUs{cost}"]
 
 
 def _inference(inference, T):

@@ -1,14 +1,16 @@
 """The best layout, by trying all of them.
 
-Tried are: tensor parallel sizes that divide heads and hidden layers and stay inside a node; every pipeline length and
-expert-parallel size that divides what is left; micro-batches of 1 to 16 texts; up to 8 runs of layers a stage; the
-three kinds of recomputation; ZeRO stages 1 to 3 (stage 0 sends as much as stage 1 and holds more). The rest of the GPUs
+Tried are: all GPUs, and a few less that can be split in more ways; tensor parallel sizes that divide heads (of keys and
+values too) and hidden layers and stay inside a node; every pipeline length and expert-parallel size that divides what
+is left; micro-batches of 1 to 16 texts; up to 8 runs of layers a stage; the three kinds of recomputation; ZeRO stages 1
+to 3 (stage 0 sends as much as stage 1 and holds more; without data parallelism all stages are 0). The rest of the GPUs
 is data parallel. The best is the one that trains most tokens a second of those that fit in memory, or a simpler one
 that is as fast.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,6 +20,7 @@ from .step import Estimate, Job, Layout, estimate, memory
 MICRO_BATCHES = 1, 2, 4, 8, 16
 CHUNKS = 1, 2, 4, 8
 TIE = 0.01                      # layouts that differ by less in speed are as fast: the simplest of them is the best
+IDLE = 0.03                     # of the GPUs may stand idle, where the others are split better
 BATCH_TOLERANCE = 0.10          # by how much the batch may differ from the one asked for, so that it can be split
 
 
@@ -79,20 +82,27 @@ def layouts(job: Job, fixed: dict) -> Iterator[Layout]:
     def choices(field, values):
         return [value for value in values if fixed.get(field, value) == value]
 
-    for t in choices("tensor", divisors(job.gpus)):
-        if t > node or config.n_head % t or config.n_inner % t or config.expert_inner % t:
-            continue
-        for p in choices("pipeline", divisors(job.gpus // t)):
-            if p > config.n_layer:
+    for gpus in gpu_counts(job):
+        for t in choices("tensor", divisors(gpus)):
+            if t > node or any(size % t for size in (config.n_head, config.n_kv_head, config.n_inner,
+                                                     config.expert_inner)):
                 continue
-            d = job.gpus // (t * p)
-            experts = [e for e in divisors(d) if config.n_expert % e == 0] if config.n_expert else [1]
-            for e in choices("expert", experts):
-                for b in choices("micro_batch", MICRO_BATCHES):
-                    for v in choices("chunks", [v for v in CHUNKS if v == 1 or p > 1 and p * v <= config.n_layer]):
-                        for zero in choices("zero", (1, 2, 3) if d > 1 else (0,)):
-                            for recompute in choices("recompute", RECOMPUTE):
-                                yield Layout(d, t, p, e, b, v, zero, recompute)
+            for p in choices("pipeline", divisors(gpus // t)):
+                if p <= config.n_layer:
+                    d = gpus // (t * p)
+                    runs = choices("chunks", [v for v in CHUNKS if v == 1 or p > 1 and p * v <= config.n_layer])
+                    experts = [e for e in divisors(d) if config.n_expert % e == 0] if config.n_expert else [1]
+                    stages = choices("zero", (1, 2, 3)) if d > 1 else [0]
+                    for e, b, v, zero, recompute in itertools.product(
+                            choices("expert", experts), choices("micro_batch", MICRO_BATCHES), runs, stages,
+                            choices("recompute", RECOMPUTE)):
+                        yield Layout(d, t, p, e, b, v, zero, recompute)
+
+
+def gpu_counts(job: Job) -> list[int]:
+    """The job's GPUs, and down to 3 % fewer: rounded down to whole nodes, to pairs of nodes, to fours, to eights ..."""
+    idle = {0, *(job.gpus % (job.assume.gpus_per_node << i) for i in range(job.gpus.bit_length()))}
+    return [job.gpus - rest for rest in sorted(idle) if rest <= IDLE * job.gpus]
 
 
 def divisors(n: int) -> list[int]:

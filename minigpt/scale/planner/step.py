@@ -17,7 +17,6 @@ from .hardware import Assumptions, Gpu, Precision
 from .links import all_to_all_seconds, ring_bytes, ring_speed
 from .memory import activation_bytes, state_bytes
 
-
 # Of each kept number: written and read in the forward pass, twice if that runs twice; in the backward pass read, and
 # its gradient written and read. What the matrix products do with their operands is in their efficiency.
 TRAFFIC = {3: 5, 4: 7}
@@ -71,7 +70,7 @@ class Estimate:
     seconds: dict[str, float]
     sent: dict[str, float]
     tokens_per_second: float
-    mfu: float                  # the model's FLOPs, nothing counted twice, over the GPUs' peak
+    mfu: float                  # the model's FLOPs, nothing counted twice, over the peak of the layout's GPUs
     hfu: float                  # the same with what is recomputed
 
 
@@ -92,7 +91,7 @@ def estimate(job: Job, layout: Layout) -> Estimate:
     rate, peak = job.batch * job.T / sum(seconds.values()), job.gpu.peak * job.precision.speed
     again = layout.recompute if layout.recompute == "full" or not job.assume.fused_attention else "none"
     return Estimate(layout, job.batch, m, memory(job, layout), seconds, sent, rate,
-                    *(utilisation(rate, training_flops(job.config, job.T, kind), job.gpus, peak)
+                    *(utilisation(rate, training_flops(job.config, job.T, kind), layout.gpus, peak)
                       for kind in ("none", again)))
 
 
