@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -68,10 +69,10 @@ def train(made, accumulated=1, steps=STEPS, max_norm=0.05):
     return figures, grads, made._pieces("")
 
 
-def difference(config, layout, accumulated=1, **arguments):
-    """The largest difference between a run in this layout and one of one process, relative to the largest number of
-    its kind."""
-    whole_figures, whole_grads, whole_weights = train(engine(config, **arguments))
+def difference(config, layout, accumulated=1, alone=1, **arguments):
+    """The largest difference between a run in this layout and one of one process, which accumulates `alone`
+    micro-batches, relative to the largest number of its kind."""
+    whole_figures, whole_grads, whole_weights = train(engine(config, **arguments), alone)
     figures, grads, weights = train(engine(config, layout, **arguments), accumulated)
     worst = float(np.abs(np.array(figures) / np.array(whole_figures) - 1).max())
     for mine, whole in ((grads, whole_grads), (weights, whole_weights)):
@@ -115,6 +116,15 @@ def check_ep_2():
     same(MOE, "ep=2", accumulated=2)
     same(MOE, "ddp", accumulated=2)
     same(MOE, "fsdp", accumulated=2)
+
+
+def check_router_losses_are_of_a_micro_batch_2():
+    """Two ranks are one process with as large micro-batches; the whole batch at once is another balance."""
+    config = replace(MOE, router_aux_loss=0.1, router_z_loss=0.01)
+    for layout in ("ddp", "fsdp", "ep=2"):
+        same(config, layout, alone=2)
+        same(config, layout, accumulated=2, alone=4)
+    assert difference(config, "ddp") > 1e-4
 
 
 def check_ep_by_dp_4():

@@ -10,7 +10,9 @@
 
 and, with dp=M behind the last two, M copies of that. Every share of the data computes the sum of its losses over the
 number of targets in all shares, so gradients are added up over ranks, never averaged: the step is that of one process
-with the whole batch, however unevenly targets lie.
+with the whole batch, however unevenly targets lie. But for router_aux_loss and router_z_loss: they are no sums over
+targets, they are taken of each micro-batch by itself (an even load within it is what is asked for), so N ranks make the
+step of one process that accumulates N micro-batches, each as large as a rank's.
 
 Over NCCL where the model is on a GPU, else over gloo. Run and tested on gloo and CPUs only: no GPU, and so no NCCL, has
 seen this yet.
