@@ -12,7 +12,7 @@ from minigpt import ops as backends
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.ops import numpy_ops
-from minigpt.train.muon import Muon, is_hidden, orthogonalised
+from minigpt.train.muon import Muon, is_hidden, orthogonalised, rows_of_matrices
 
 BACKENDS = [name for name in ("numpy", "cpp") if backends.available()[name] is None]
 EXPERTS = replace(TINY, norm="rmsnorm", position="rope", activation="swiglu", bias=False, n_expert=4, expert_inner=16,
@@ -50,6 +50,13 @@ def test_it_is_the_polynomial_of_each_singular_value():
     np.testing.assert_allclose(orthogonalised(x, numpy_ops), expected, rtol=0, atol=1e-6)
 
 
+def test_how_far_down_singular_values_count():
+    """What the header of muon.py says of the polynomial."""
+    ends = polynomial(np.geomspace(0.0015, 1, 10_000))
+    assert 0.65 < ends.min() and ends.max() < 1.25
+    assert polynomial(0.0007) < 0.5 and polynomial(1e-6) == pytest.approx(485e-6, rel=0.01)
+
+
 def test_which_parameters_it_moves():
     hidden = {name for name, shape in EXPERTS.parameter_shapes().items() if is_hidden(name, len(shape))}
     parts = "attn.qkv", "attn.proj", "mlp.experts.gate", "mlp.experts.up", "mlp.experts.down"
@@ -58,8 +65,12 @@ def test_which_parameters_it_moves():
                    if not name.endswith("weight") or "norm" in name)
 
 
+GROUPED = ModelConfig(n_embd=8, n_head=4, n_kv_head=2)
+QKV = slice(0, 8), slice(8, 12), slice(12, 16)                          # rows of its packed projection
+
+
 def some_steps(params, grads):
-    muon = Muon(params, numpy_ops, 0.02, 1e-3, 0.1, **ADAM)
+    muon = Muon(params, GROUPED, numpy_ops, 0.02, 1e-3, 0.1, **ADAM)
     for number, each in enumerate(grads, 1):
         muon.step(each, number, 5e-4, 0.5)                            # half of the highest rate, and gradients clipped
     return params
@@ -71,32 +82,34 @@ def random_arrays(shapes, seed, dtype):
 
 
 def test_steps_are_those_of_torch():
-    """torch.optim.Muon iterates in bfloat16, so it is a judge to about 2 % of a step; our twin's is one in float64."""
+    """torch.optim.Muon iterates in bfloat16, so it is a judge to about 2 % of a step; our twin's is one in float64.
+    Queries, keys and values, packed in one array, are three matrices to both."""
     torch = pytest.importorskip("torch")
     from minigpt.scale.muon import MuonAndAdamW
-    shapes = {"h.0.attn.qkv.weight": (24, 8), "h.0.mlp.down.weight": (8, 32), "h.0.mlp.experts.up.weight": (3, 8, 12),
+    shapes = {"h.0.attn.qkv.weight": (16, 8), "h.0.mlp.down.weight": (8, 32), "h.0.mlp.experts.up.weight": (3, 8, 12),
               "wte": (20, 8), "norm.weight": (8,)}
     start, grads = random_arrays(shapes, 0, np.float64), [random_arrays(shapes, seed, np.float64) for seed in (1, 2, 3)]
     ours = some_steps({name: x.copy() for name, x in start.items()}, grads)
 
-    def theirs(kind, names, **options):
-        params = {name: torch.nn.Parameter(torch.tensor(start[name])) for name in names}
+    def theirs(kind, names, rows=slice(None), **options):
+        params = {name: torch.nn.Parameter(torch.tensor(start[name][rows])) for name in names}
         groups = [{"params": [p], "weight_decay": 0.1 if p.ndim > 1 else 0.0, **options.pop("own", {})}
                   for p in params.values()]
         optimizer = kind(groups, **options)
         for each in grads:
             for name, p in params.items():
-                p.grad = torch.tensor(0.5 * each[name])
+                p.grad = torch.tensor(0.5 * each[name][rows])
             optimizer.step()
         return {name: p.detach().numpy() for name, p in params.items()}
 
-    for name in ("h.0.attn.qkv.weight", "h.0.mlp.down.weight"):
-        judge = theirs(torch.optim.Muon, [name], lr=0.01, momentum=0.95, nesterov=True, ns_steps=5)
-        step = np.abs(judge[name] - start[name]).max()
-        np.testing.assert_allclose(ours[name], judge[name], rtol=0, atol=0.05 * step, err_msg=name)
+    for name, rows in (("h.0.mlp.down.weight", slice(8)), *(("h.0.attn.qkv.weight", part) for part in QKV)):
+        judge = theirs(torch.optim.Muon, [name], rows, lr=0.01, momentum=0.95, nesterov=True, ns_steps=5)
+        step = np.abs(judge[name] - start[name][rows]).max()
+        np.testing.assert_allclose(ours[name][rows], judge[name], rtol=0, atol=0.05 * step, err_msg=f"{name} {rows}")
     adam = dict(lr=5e-4, betas=(0.9, 0.99), eps=1e-8)
     for name in shapes:
-        own = {"muon_lr_ratio": 20.0} if is_hidden(name, len(shapes[name])) else {}
+        hidden = is_hidden(name, len(shapes[name]))
+        own = {"muon_lr_ratio": 20.0, "rows": rows_of_matrices(name, shapes[name], GROUPED)} if hidden else {}
         np.testing.assert_allclose(theirs(MuonAndAdamW, [name], own=own, **adam)[name], ours[name], rtol=0, atol=1e-12,
                                    err_msg=name)
 

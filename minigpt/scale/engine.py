@@ -18,7 +18,7 @@ from ..files import load_pretrained
 from ..files.safetensors import SafeTensors, write_safetensors
 from ..ranks import Alone
 from ..train.engine import OPTIMIZER, counted
-from ..train.muon import is_hidden
+from ..train.muon import is_hidden, rows_of_matrices
 from ..train.optimizer import decays, read_moment
 from . import checkpoint, places
 from .moe import balance_experts, experts_of
@@ -47,11 +47,12 @@ class TorchEngine:
     def begin(self):
         args, groups = self.args, {}
         for name, param in self.model.named_parameters():
-            group = args.optim == "muon" and is_hidden(name, param.ndim), decays(param)
-            groups.setdefault(group, []).append(param)
-        groups = [{"params": params, "weight_decay": args.weight_decay if decaying else 0.0,
-                   "muon_lr_ratio": args.muon_learning_rate / args.learning_rate if muon else None}
-                  for (muon, decaying), params in groups.items()]
+            muon = args.optim == "muon" and is_hidden(name, param.ndim)
+            rows = rows_of_matrices(name, param.shape, self.model.config) if muon else None
+            groups.setdefault((rows, decays(param)), []).append(param)
+        groups = [{"params": params, "weight_decay": args.weight_decay if decaying else 0.0, "rows": rows,
+                   "muon_lr_ratio": args.muon_learning_rate / args.learning_rate if rows else None}
+                  for (rows, decaying), params in groups.items()]
         kind = MuonAndAdamW if args.optim == "muon" else torch.optim.AdamW
         self.optimizer = kind(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2),
                               eps=args.adam_epsilon, fused=self.model.device.type in ("cpu", "cuda"))

@@ -6,7 +6,7 @@ from ..train.muon import MOMENTUM, ROUNDS, A, B, C
 
 
 def orthogonalised(x):
-    """x (..., rows, columns) -> the matrices with the same singular vectors and all singular values near 1."""
+    """x (..., rows, columns) -> the matrices with the same singular vectors and singular values near 1."""
     if x.shape[-2] > x.shape[-1]:
         return orthogonalised(x.mT).mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -18,7 +18,7 @@ def orthogonalised(x):
 
 class MuonAndAdamW(torch.optim.AdamW):
     """torch's AdamW, but for the groups that have a "muon_lr_ratio", whose matrices Muon moves at that many times the
-    learning rate. Their momentum is exp_avg; they have no exp_avg_sq."""
+    learning rate; their "rows" are rows_of_matrices(). Their momentum is exp_avg; they have no exp_avg_sq."""
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -37,4 +37,5 @@ class MuonAndAdamW(torch.optim.AdamW):
         m.lerp_(p.grad, 1 - MOMENTUM)
         lr, update = group["lr"] * group["muon_lr_ratio"], p.grad.lerp(m, MOMENTUM)
         p.mul_(1 - lr * group["weight_decay"])
-        p.sub_(orthogonalised(update), alpha=lr * max(1, p.shape[-2] / p.shape[-1]) ** 0.5)
+        for weight, along in zip(p.split(group["rows"], dim=-2), update.split(group["rows"], dim=-2), strict=True):
+            weight.sub_(orthogonalised(along), alpha=lr * max(1, weight.shape[-2] / weight.shape[-1]) ** 0.5)

@@ -70,7 +70,8 @@ class OpsEngine:
         params = {name: self.model.params[name] for name in self.model.grads}
         adam = dict(beta1=args.adam_beta1, beta2=args.adam_beta2, eps=args.adam_epsilon, weight_decay=args.weight_decay)
         if args.optim == "muon":
-            self.optimizer = Muon(params, self.model.ops, args.muon_learning_rate, args.learning_rate, **adam)
+            self.optimizer = Muon(params, self.model.config, self.model.ops, args.muon_learning_rate,
+                                  args.learning_rate, **adam)
         else:
             self.optimizer = AdamW(params, self.model.ops, **adam)
 
