@@ -453,16 +453,47 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
                                    EMULATOR_WHERE) {
   return emulator::copy(to, from, bytes, where);
 }
+// Managed memory is written by the CPU too, which is not watched: all of it counts as written, with NaN.
+constexpr unsigned cudaMemAttachGlobal = 1, cudaMemAttachHost = 2;
+template <class T>
+cudaError_t cudaMallocManaged(T** pointer, size_t bytes, unsigned = cudaMemAttachGlobal, EMULATOR_WHERE) {
+  cudaError_t error = emulator::allocate(reinterpret_cast<void**>(pointer), bytes, where);
+  return error != cudaSuccess ? error : emulator::set(*pointer, 0xff, bytes, where);
+}
+// A symbol is a __constant__ or __device__ variable: an ordinary one here, whose size the compiler knows.
+template <class T>
+cudaError_t cudaMemcpyToSymbol(const T& symbol, const void* from, size_t bytes, size_t offset = 0,
+                               cudaMemcpyKind = cudaMemcpyHostToDevice, EMULATOR_WHERE) {
+  char* to = const_cast<char*>(reinterpret_cast<const char*>(&symbol)) + offset;
+  return emulator::copy(bytes <= sizeof symbol && offset <= sizeof symbol - bytes ? to : nullptr, from, bytes, where);
+}
+template <class T>
+cudaError_t cudaMemcpyFromSymbol(void* to, const T& symbol, size_t bytes, size_t offset = 0,
+                                 cudaMemcpyKind = cudaMemcpyDeviceToHost, EMULATOR_WHERE) {
+  const char* from = reinterpret_cast<const char*>(&symbol) + offset;
+  return emulator::copy(to, bytes <= sizeof symbol && offset <= sizeof symbol - bytes ? from : nullptr, bytes, where);
+}
+template <class T>
+cudaError_t cudaGetSymbolAddress(void** pointer, T& symbol) {
+  return *pointer = &symbol, cudaSuccess;
+}
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute attribute, int value) {
   return attribute == cudaFuncAttributeMaxDynamicSharedMemorySize ? emulator::allow_dynamic_shared(value) : cudaSuccess;
 }
 struct cudaDeviceProp {
   char name[256];
-  int major, minor;
+  int major, minor, multiProcessorCount, warpSize, maxThreadsPerBlock;
+  size_t sharedMemPerBlock;
 };
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   std::strcpy(properties->name, "the emulator");
+  int shared = 0;
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlock, device);
+  properties->sharedMemPerBlock = static_cast<size_t>(shared);
+  cudaDeviceGetAttribute(&properties->multiProcessorCount, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&properties->warpSize, cudaDevAttrWarpSize, device);
+  cudaDeviceGetAttribute(&properties->maxThreadsPerBlock, cudaDevAttrMaxThreadsPerBlock, device);
   cudaDeviceGetAttribute(&properties->major, cudaDevAttrComputeCapabilityMajor, device);
   return cudaDeviceGetAttribute(&properties->minor, cudaDevAttrComputeCapabilityMinor, device);
 }
