@@ -13,7 +13,10 @@ pytestmark = needs_emulator
 
 def test_every_half_is_a_float_and_back(cu):
     kernels = emulator.compile(cu("""#include <cuda_fp16.h>
-__global__ void to_float(const half* x, float* y) { int i = blockIdx.x * 1024 + threadIdx.x; y[i] = __half2float(x[i]); }
+__global__ void to_float(const half* x, float* y) {
+  int i = blockIdx.x * 1024 + threadIdx.x;
+  y[i] = __half2float(x[i]);
+}
 __global__ void to_half(const float* x, half* y, int n) {
   int i = blockIdx.x * 1024 + threadIdx.x;
   if (i < n) y[i] = __float2half(x[i]);
@@ -102,7 +105,9 @@ def test_symbols(cu, checked):
 
 
 def test_managed_memory_is_the_cpus_too(cu):
-    kernels = emulator.compile(cu("""__global__ void twice(float* x, int n) { if (threadIdx.x < n) x[threadIdx.x] *= 2; }
+    kernels = emulator.compile(cu("""__global__ void twice(float* x, int n) {
+  if (threadIdx.x < n) x[threadIdx.x] *= 2;
+}
 extern "C" float run(int n, int far) {
   float *x, sum = 0;
   if (cudaMallocManaged(&x, n * sizeof(float)) != cudaSuccess) return -1;
@@ -115,7 +120,7 @@ extern "C" float run(int n, int far) {
 }
 """))
     assert kernels.run(5, 0) == 20
-    with pytest.raises(emulator.KernelError, match=r"kernel\.cu:1"):
+    with pytest.raises(emulator.KernelError, match=r"kernel\.cu:2"):
         kernels.run(5, 1)
 
 
