@@ -152,8 +152,9 @@ def test_reached():
 
 
 def test_the_table_names_what_falls_short():
-    row = {"work": "attention", "dtype": "bfloat16", "must": {"FA2": 0.7}, "failed": {"cuDNN": "no such backend"},
-           "ours": {"slow": {"median": 2.0}, "fast": {"median": 1.0}},
+    row = {"work": "attention", "dtype": "bfloat16", "must": {"FA2": 0.7}, "targets_of": None,
+           "failed": {"cuDNN": "no such backend"},
+           "ours": {"slow": {"median": 2.0, "queued": False}, "fast": {"median": 1.0, "queued": True}},
            "reached": {"slow": {"FA2": 0.6}, "fast": {"FA2": 0.8}}}
     result = {"machine": {"gpu": "H200"}, "date": "2026-11-22", "mirror": {"test gelu": {"ok": True, "says": []}},
               "sanitize": {"memcheck gelu": {"ok": False, "says": ["Invalid read"]}}, "rows": [row],
@@ -163,7 +164,61 @@ def test_the_table_names_what_falls_short():
     assert [line for line in lines if "FAILED" in line] == ["  FAILED memcheck gelu: Invalid read"]
     assert "mirror: 1 of 1 ok" in lines and "not timed: rope: hung" in lines
     assert [line.split()[0] for line in lines if "below FA2" in line] == ["slow"]
+    assert [line.split()[0] for line in lines if "time that Python takes" in line] == ["slow"]
+    assert "below" not in gpu.terminal(result | {"rows": [row | {"targets_of": "fast"}]})
     assert not gpu.succeeded(result)
+
+
+def test_a_result_is_of_all_the_sources_that_it_depends_on():
+    names = {file.relative_to(gpu.REPOSITORY).as_posix() for file in gpu.hashed()}
+    assert names >= {"csrc/cuda/gpu.cpp", "csrc/cuda/numbers.cuh", "csrc/cuda/gelu/gelu.cu", "minigpt/nvcc.py",
+                     "minigpt/bench/gpu_rows.py", "tests/test_mirror.py",
+                     "minigpt/ops/cuda_call.py", "minigpt/ops/cuda_ops.py", "minigpt/ops/gpu.py",
+                     "minigpt/ops/cases.py", "minigpt/ops/budget.py", "minigpt/ops/budget16.py"}
+
+
+class Clock:
+    """A GPU of torch's, as the timer sees it: it sleeps so many cycles, then comes to the calls, a cycle each."""
+    now = slept_until = 0
+
+    def Event(self, enable_timing):
+        return ClockEvent(self)
+
+    def _sleep(self, cycles):
+        self.slept_until = self.now + cycles
+
+
+class ClockEvent:
+    def __init__(self, clock):
+        self.clock = clock
+
+    def record(self):
+        self.at = max(self.clock.now, self.clock.slept_until)
+
+    def query(self):
+        return self.clock.now >= self.at
+
+    def synchronize(self):
+        """Nothing is waited for."""
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+@needs_torch
+@pytest.mark.parametrize("takes, queued", [(0.5, True), (3, True), (1000, False)])
+def test_a_queue_that_runs_dry_is_noticed(monkeypatch, takes, queued):
+    """`takes`: how long Python needs for a call, in units of the sleep that is meant to hide it."""
+    from minigpt.bench import gpu_time
+
+    clock = Clock()
+
+    def call():
+        clock.now += takes * gpu_time.SLEEP
+
+    monkeypatch.setattr(gpu_time.torch, "cuda", clock)
+    took, in_time = gpu_time._block(call, 5, on_gpu=True)
+    assert in_time == queued and (took == 0) == queued
 
 
 @needs_torch

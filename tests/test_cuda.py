@@ -131,6 +131,19 @@ def test_kernels_keep_their_numbers_in_registers(source, built):
         assert (int(stack), int(spilled)) == (0, 0), f"{name}: {stack} bytes of stack, {spilled} spilled"
 
 
+@needs_nvcc
+def test_blackwell_has_the_registers_too(tmp_path):
+    """For the kernel that needs the most of them; its blocks are fewer there."""
+    if "100" not in nvcc.offered(nvcc.find()):
+        pytest.skip("this nvcc does not know sm_100")
+    source = ROOT / "csrc" / "cuda" / "attention" / "backward_3_tensor_cores.cu"
+    said = subprocess.run([nvcc.find(), *nvcc.FLAGS, *nvcc.targets(source, ["100"])[:1], "-Xptxas=-v", "-c", source,
+                           "-o", tmp_path / "kernel.o"], capture_output=True, text=True, check=True).stderr
+    entries = COMPILED.findall(said)
+    assert any("dk_dv" in name for name, *_ in entries)
+    assert {(stack, spilled) for _, stack, spilled in entries} == {("0", "0")}
+
+
 def test_the_library_loads_without_a_driver_and_has_every_launcher(built):
     library = ctypes.CDLL(str(built[0]))
     for rungs in cuda_call.find_rungs(vars(numpy_ops)).values():

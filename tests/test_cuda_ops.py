@@ -63,6 +63,18 @@ def test_refuses_master_weights_that_do_not_fit(backend):
         adamw(param, grad, m, v, 1, 0.1)
 
 
+@pytest.mark.parametrize("op, rungs, default", [
+    ("attention_forward", {"pipelined", "hopper"}, "pipelined"),
+    ("attention_backward", {"tensor_cores", "fused"}, "tensor_cores")])
+def test_what_is_random_or_has_never_run_is_not_the_default(op, rungs, default):
+    """Even on the GPU that has them all."""
+    ladder = cuda_call.find_rungs([op])[op]
+    assert rungs <= {rung.name for rung in ladder if rung.runs_on(90)}
+    assert cuda_call.choose(op, ladder, None, "bfloat16", 64).name == default
+    for name in rungs:
+        assert cuda_call.choose(op, ladder, name, "bfloat16", 64).name == name
+
+
 def test_broadcast_heads_are_copied_for_the_copy_engine():
     """The Hopper rung, which takes heads in multiples of 8, hands their strides to the engine, which refuses 0."""
     call = cuda_call.Call(cuda_call.Emulator(), "attention_forward")

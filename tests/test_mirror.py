@@ -9,6 +9,7 @@ test_gradients.py, and against torch in test_judges.py.
 import functools
 import importlib.util
 import inspect
+import itertools
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt import emulator
+from minigpt.bench import gpu_calls
 from minigpt.ops import available, budget, budget16, load, numpy_ops
 from minigpt.ops import cases as all_cases
 from minigpt.ops.bfloat16 import BFLOAT16
@@ -332,15 +334,39 @@ def attention_of_blocks(op, dtype):
 @every_rung
 def test_any_strides(ops, op, kernel):
     """Transposed, every second element of larger arrays, and at odd addresses; the results too."""
-    for change in (_transposed, _sparse, _unaligned):
+    ways = [(change, hand_over) for change in (_transposed, _sparse, _unaligned) for hand_over in ways_to_hand_over(ops)
+            if (change, hand_over) != (_unaligned, to_tensors)]                  # no tensor is at an odd address
+    for change, hand_over in ways:
         for case, expected in enough_cases(ops, op, kernel, change):
-            arguments = budget.convert(case.arguments, change)
             option = {} if BUFFERS[op] is None else buffers(
                 op, expected, lambda shape, dtype, change=change: change(nan_array(shape, dtype)))
-            results = getattr(ops, op)(**arguments, **option, **kernel)
+            given = hand_over(budget.convert(case.arguments, change) | option, ops)
+            results = getattr(ops, op)(**given, **kernel)
             if op in budget.IN_PLACE:
-                results = tuple(arguments[name] for name in budget.OUTPUTS[op])
-            check(op, f"{case}, {change.__name__[1:]}", expected, results if isinstance(results, tuple) else (results,))
+                results = tuple(given[name] for name in budget.OUTPUTS[op])
+            check(op, f"{case}, {change.__name__[1:]}, {hand_over.__name__}", expected, in_numpy(results))
+
+
+def ways_to_hand_over(ops):
+    """CUDA kernels are given torch's tensors, too, on the GPU if that is where they run: NumPy's arrays are copied
+    there, and lose their strides."""
+    return [as_they_are] + [to_tensors] * (ops.name in DEVICES and importlib.util.find_spec("torch") is not None)
+
+
+DEVICES = {"cuda": "cuda", "emulated": "cpu"}
+
+
+def as_they_are(arguments, ops):
+    return arguments
+
+
+def to_tensors(arguments, ops):
+    return gpu_calls.to_tensors(arguments, DEVICES[ops.name])
+
+
+def in_numpy(results):
+    results = results if isinstance(results, tuple) else (results,)
+    return tuple(x.cpu().numpy() if hasattr(x, "cpu") else x for x in results)
 
 
 def _transposed(x):
@@ -364,7 +390,8 @@ def _unaligned(x):
 def test_heads_are_views_of_the_packed_projection(ops, op, kernel):
     """q, k and v as the model has them: slices of one (B, T, (H + 2 Hkv) D) array, and their gradients likewise."""
     rng, dtype = np.random.default_rng(1), dtype_of(ops, op, kernel)
-    for B, H, Hkv, T, D in ((2, 4, 2, 37, 24), (1, 3, 3, 65, 16)):
+    sizes = (2, 4, 2, 37, 24), (1, 3, 3, 65, 16)
+    for (B, H, Hkv, T, D), hand_over in itertools.product(sizes, ways_to_hand_over(ops)):
         def heads(packed, H=H, Hkv=Hkv, D=D):
             x = packed.reshape(*packed.shape[:2], H + 2 * Hkv, D).swapaxes(1, 2)
             return x[:, :H], x[:, H:H + Hkv], x[:, H + Hkv:]
@@ -381,8 +408,9 @@ def test_heads_are_views_of_the_packed_projection(ops, op, kernel):
             out[...], lse = numpy_ops.attention_forward(*(x.astype(np.float32) for x in (q, k, v)))
             arguments = dict(dout=dout, q=q, k=k, v=v, out=out, lse=lse)
             option = dict(grads=heads(nan_array((B, T, (H + 2 * Hkv) * D), dtype)))
-        results = getattr(ops, op)(**arguments, **option, **kernel)
-        check(op, f"packed {(B, H, Hkv, T, D)}", budget_of(op, arguments, dtype), results)
+        results = getattr(ops, op)(**hand_over(arguments | option, ops), **kernel)
+        check(op, f"packed {(B, H, Hkv, T, D)}, {hand_over.__name__}", budget_of(op, arguments, dtype),
+              in_numpy(results))
 
 
 @rungs_of(*ACCUMULATING)

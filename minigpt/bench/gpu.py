@@ -70,8 +70,7 @@ def run(out, emulated, only, progress):
 
 def resumed(path, emulated):
     """What the file holds, or the beginnings of a new one. ValueError if it is of other sources or another machine."""
-    files = [*(REPOSITORY / "csrc" / "cuda").rglob("*.cu*"), *Path(__file__).parent.glob("gpu*.py")]
-    sources = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
+    sources = hashlib.sha256(b"".join(file.read_bytes() for file in hashed())).hexdigest()[:16]
     fresh = {"date": datetime.date.today().isoformat(), "emulated": emulated, "sources": sources}
     if not path.exists():
         return fresh
@@ -84,6 +83,14 @@ def resumed(path, emulated):
         raise ValueError(f"bench gpu: {path} holds no results of these sources on this kind of machine; "
                          "--out must name another file, or one that is not there")
     return result
+
+
+def hashed():
+    """The files on which a result depends: the kernels, what builds and calls them, what judges and times them."""
+    package = REPOSITORY / "minigpt"
+    return sorted([*(REPOSITORY / "csrc" / "cuda").rglob("*.c*"), package / "nvcc.py", package / "bench" / "timing.py",
+                   *(package / "bench").glob("gpu*.py"), *(package / "ops").glob("*.py"),
+                   REPOSITORY / "tests" / "test_mirror.py"])
 
 
 def build():
@@ -174,7 +181,8 @@ def measure(name, result, keep):
                     raise ValueError(f"bench gpu: the file is of a {result['machine']['gpu']}; --out must name another")
                 keep("machine")
             if "row" in line:
-                rows.append(line["row"] | {"reached": reached(line["row"], result["machine"]["copy"])})
+                rows.append(line["row"] | {"date": datetime.date.today().isoformat(),
+                                           "reached": reached(line["row"], result["machine"]["copy"])})
                 keep(line["row"]["work"])
         if over:
             return
@@ -252,9 +260,11 @@ def terminal(result):
         lines += ["", f"{row['work']}, {row['dtype']}"]
         lines += [f"  {variant} does not run: {why}" for variant, why in row["failed"].items()]
         for rung, of in row["reached"].items():
-            short = [peer for peer, least in row["must"].items() if peer in of and of[peer] < least]
+            must = row["must"] if row["targets_of"] in (None, rung) else {}
+            short = [peer for peer, least in must.items() if peer in of and of[peer] < least]
             speeds = "  ".join(f"{value:.3g} {'x ' if peer not in ('TFLOP/s', 'error') else ''}{peer}"
                                for peer, value in of.items())
             lines.append(f"  {rung:24} {1e3 * row['ours'][rung]['median']:9.3f} ms  {speeds}"
-                         + (f"  below {', '.join(short)}" if short else ""))
+                         + (f"  below {', '.join(short)}" if short else "")
+                         + ("" if row["ours"][rung]["queued"] else "  with the time that Python takes"))
     return "\n".join(lines)

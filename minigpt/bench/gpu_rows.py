@@ -32,6 +32,7 @@ class Row:
     amount: dict                           # {"flops": n} or {"bytes": n}
     must: dict = field(default_factory=dict)   # {"FA2": 0.7}: the speed to reach, as a multiple of that peer's; "copy":
     aim: dict = field(default_factory=dict)    # of the GB/s of a copy; "TFLOP/s": as a number
+    targets_of: str | None = None          # the rung of which this is asked, if not of all
 
 
 @dataclass
@@ -252,7 +253,7 @@ def rows(maker, tiny):
                               must={"FA2": must}, aim={"FA2": aim})
     shape = (1, 1, 24, 16) if tiny else (2, 16, 8192, 128)
     yield partial(attention, "forward", BF16, shape, False, ("FA2", "cuDNN"), only={"pipelined", "hopper"},
-                  must={"FA2": 1.15}, aim={"cuDNN": 0.75})
+                  must={"FA2": 1.15}, aim={"cuDNN": 0.75}, targets_of="hopper")
     for C in (40,) if tiny else (768, 1024, 4096):
         for dtype in FP32, BF16:
             yield partial(maker.layernorm_forward, dtype, norm_rows, C, must={"copy": 0.85, "torch": 1.2},

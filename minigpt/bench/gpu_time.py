@@ -19,6 +19,7 @@ from ..ops import check
 from . import gpu_rows
 from .timing import summary
 
+SLEEP = 400_000                            # cycles for each call, about 0.2 ms: longer than Python takes to start one
 BLOCK = 0.02                               # seconds of GPU time in a block
 BLOCKS = 7                                 # of each variant; their order rotates
 SLOW = 0.3                                 # a call that takes longer is timed once
@@ -84,7 +85,7 @@ def measure(row, avoid, on_gpu):
                 _stop_if_broken(failed[variant])
     times = time_calls(calls, on_gpu)
     found = {"work": row.work, "op": row.op, "dtype": row.dtype, **row.amount, "must": row.must, "aim": row.aim,
-             "failed": failed}
+             "targets_of": row.targets_of, "failed": failed}
     for side, names in ("ours", row.ours), ("peers", row.peers):
         found[side] = {variant: {**times[variant], "error": errors[variant]} for variant in names if variant in calls}
     return found
@@ -110,35 +111,43 @@ def time_calls(calls, on_gpu):
     Not on a GPU, they do their work themselves, as they do on the emulator.
 
     A block is so many calls between two events. Before it the GPU is kept busy for a while, so that the calls are all
-    in its queue when the first begins, and the time it takes Python to start them is not measured.
+    in its queue when the first begins, and the time it takes Python to start them is not measured. Where they were not,
+    the block is timed again after a longer while; if they never were, the summary says "queued": false.
     """
-    counts, seconds = {}, {name: [] for name in calls}
+    counts, seconds, queued = {}, {name: [] for name in calls}, dict.fromkeys(calls, True)
     for name, call in calls.items():
         call()
-        took = _block(call, 1, on_gpu)
+        took, _ = _block(call, 1, on_gpu)
         seconds[name] = [took] if took > SLOW else []
         counts[name] = 0 if took > SLOW else min(50, max(1, round(BLOCK / took)))
     for i in range(BLOCKS):
         names = list(calls)
         for name in names[i % len(names):] + names[:i % len(names)]:
             if counts[name]:
-                seconds[name].append(_block(calls[name], counts[name], on_gpu))
-    return {name: summary(measured, len(measured)) for name, measured in seconds.items()}
+                took, in_time = _block(calls[name], counts[name], on_gpu)
+                seconds[name].append(took)
+                queued[name] &= in_time
+    return {name: summary(measured, len(measured)) | {"queued": queued[name]} for name, measured in seconds.items()}
 
 
 def _block(call, count, on_gpu):
+    """-> the seconds of a call, and whether all of them were in the queue before the first began."""
     if not on_gpu:
         start = time.perf_counter()
         call()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(400_000 * count)     # cycles: about 0.2 ms for each call
-    begin.record()
-    for _ in range(count):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / count
+        return time.perf_counter() - start, True
+    for cycles in (SLEEP * count, 4 * SLEEP * count, 16 * SLEEP * count):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(cycles)
+        begin.record()
+        for _ in range(count):
+            call()
+        in_time = not begin.query()        # the GPU has not come to the first call
+        end.record()
+        end.synchronize()
+        if in_time:
+            break
+    return begin.elapsed_time(end) / 1e3 / count, in_time
 
 
 if __name__ == "__main__":

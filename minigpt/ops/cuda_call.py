@@ -7,7 +7,8 @@ needs a newer GPU than others, a line of its header says so:
     // takes: bfloat16, float16; D in multiples of 16, up to 128; needs sm_80
 
 A rung whose results may differ from run to run says "; not deterministic" before what it needs, and is never the
-default.
+default. Nor is one that says "; on request": neither a GPU that is written down in the repository nor the emulator has
+run it yet.
 
 A `Call` hands arrays over. Kernels want addresses that are multiples of 16 and contiguous arrays (heads: any strides,
 as long as the last is 1); what is otherwise is copied, and results are copied back to where the caller wants them.
@@ -27,7 +28,7 @@ from .cuda_arrays import device, fresh, owner, view
 
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}              # the codes that launchers take
 TAKES = re.compile(r"^// takes: ([\w, ]+?)(?:; D (?:in multiples of (\d+), )?up to (\d+))?"
-                   r"(; not deterministic)?(?:; needs sm_(\w+))?$", re.MULTILINE)
+                   r"(; not deterministic)?(; on request)?(?:; needs sm_(\w+))?$", re.MULTILINE)
 RUNG = re.compile(r"(?:(?:forward|backward)_)?(\d+)_(\w+)")
 ALIGNMENT = 16                                                    # bytes: the widest load of a thread
 
@@ -43,6 +44,7 @@ class Rung:
     D_multiple: int = 1
     D_most: int = 2**31
     deterministic: bool = True
+    on_request: bool = False
     needs: str = "75"                                             # of the GPU: its compute capability times ten
 
     def takes(self, dtype, D):
@@ -59,23 +61,24 @@ def find_rungs(ops):
     for path in sorted((sources() / "cuda").glob("*/*.cu")):
         text = path.read_text(encoding="utf-8")
         takes, number = TAKES.search(text), RUNG.fullmatch(path.stem)
-        dtypes, multiple, most, varies, needs = takes.groups() if takes else [None] * 5
+        dtypes, multiple, most, varies, on_request, needs = takes.groups() if takes else [None] * 6
         for launcher, signature in launchers.signatures(text, str(path))[0].items():
             op = next((op for op in ops if launcher == op or number and launcher == f"{op}_{number[2]}"), None)
             if op:
                 taken = DTYPES if signature.parameters[0].name == "dtype" else ("float32",)
                 rung = Rung(op, None if launcher == op else number[2], path, signature,
                             dtypes=tuple(dtypes.split(", ") if dtypes else taken), D_multiple=int(multiple or 1),
-                            D_most=int(most or 2**31), deterministic=not varies, needs=needs or "75")
+                            D_most=int(most or 2**31), deterministic=not varies, on_request=bool(on_request),
+                            needs=needs or "75")
                 found.setdefault(op, []).append((int(number[1]) if number else 0, rung))
     return {op: [rung for _, rung in sorted(rungs, key=lambda pair: pair[0])] for op, rungs in found.items()}
 
 
 def choose(op, rungs, kernel, dtype, D=1):
-    """The rung named `kernel`, or the last deterministic one that takes such arrays. TypeError or ValueError where none
-    does."""
+    """The rung named `kernel`, or the last that takes such arrays and may be the default. TypeError or ValueError where
+    none does."""
     suited = [rung for rung in rungs if rung.takes(dtype, D)
-              and (rung.name == kernel or kernel is None and rung.deterministic)]
+              and (rung.name == kernel or kernel is None and rung.deterministic and not rung.on_request)]
     if suited:
         return suited[-1]
     named = "" if kernel is None else f" {kernel!r}"

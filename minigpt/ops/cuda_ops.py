@@ -29,7 +29,8 @@ _OPS = [op for op in vars(numpy_ops)
         if op.endswith(("_forward", "_backward")) and op not in MISSING or op in ("adamw", "squared_norm")]
 _rungs = {op: [rung for rung in rungs if _machine.has(rung)] for op, rungs in find_rungs(_OPS).items()}
 
-# The rungs that can be chosen with kernel=, by operation. The default is the last that takes the arrays.
+# The rungs that can be chosen with kernel=, by operation. The default is the last that takes the
+# arrays, is deterministic and need not be asked for (cuda_call.py).
 kernels = {op: tuple(rung.name for rung in _rungs.get(op, ())) for op in numpy_ops.kernels}
 
 

@@ -2,6 +2,10 @@
 // whom, and where the rows are.
 //
 // q, out and their gradients are (B, H, Tq, D); k and v are (B, Hkv, Tk, D); lse is (B, H, Tq).
+//
+// Rungs differ in one thing: what an infinity or NaN in k or v does to queries that the mask keeps from it. Where a tile
+// crosses the diagonal its hidden keys are multiplied by probabilities of 0, and 0 * infinity is NaN; a rung that leaves
+// hidden keys out gives a number. NumPy multiplies by all zeros, and both ways are right.
 #pragma once
 #include <cmath>
 #include <cstdint>

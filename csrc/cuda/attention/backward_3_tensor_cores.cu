@@ -25,7 +25,7 @@
 // moved: a pair of tiles reads 4 D bytes for each of its others, from the L2 cache: 96 FLOPs a byte for dq, 128 for dk
 //     and dv; 14 D FLOPs a pair (6 D for dq)
 // shared memory: 48 KB for dq, 49 for dk and dv; for D over 64, with tiles of 32 others instead of 64, 64 and 64.5 KB.
-//     Registers: 160 and 168, three blocks a multiprocessor; for D over 64 168, and 240 with two blocks
+//     Registers: 160 and 168, three blocks a multiprocessor; for D over 64 168, and 240 with two blocks (sm_90)
 // counted: 1 causal head, T 256, D 64: 23,520 sectors of global memory, 8,586 accesses to shared, 0 turns lost
 // measured: not yet run on a GPU
 #include "../scratch.cuh"
@@ -104,9 +104,16 @@ __global__ __launch_bounds__(THREADS, 3) void dq_tensor_cores(AttentionGradients
   store_rows<D>(dq, shape.scale, a.dq, b, h, i0 + 16 * warp(), shape.Tq, shape.D, aligned);
 }
 
+#if __CUDA_ARCH__ >= 1000
+constexpr int BLOCKS = 2;  // in 168 registers Blackwell's code would spill
+#else
+constexpr int BLOCKS = 3;
+#endif
+
 template <int D, int OTHER, class T>
-__global__ __launch_bounds__(THREADS, D == 64 ? 3 : 2) void dk_dv_tensor_cores(AttentionGradients<T> a,
-                                                                               const QueryTerms* terms, bool aligned) {
+__global__ __launch_bounds__(THREADS, D == 64 ? BLOCKS : 2) void dk_dv_tensor_cores(AttentionGradients<T> a,
+                                                                                    const QueryTerms* terms,
+                                                                                    bool aligned) {
   extern __shared__ uint4 shared[];
   gradients_of_keys<D, OTHER>(a, terms, aligned, reinterpret_cast<T*>(shared), [](auto&, int64_t, int) {});
 }

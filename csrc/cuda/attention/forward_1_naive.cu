@@ -7,7 +7,8 @@
 //   softmax   a thread per row, three passes; far apart again.
 //   values    a thread per number of the output: neighbouring threads read neighbouring numbers, as it should be.
 //
-// moved: 4 Tq Tk (2 D + 6) bytes a head and little reuse but what the caches find; 4 Tq Tk D FLOPs (causal: half)
+// moved: 4 Tq Tk (2 D + 6) bytes a head: k and v once for each query, and a score written twice and read four times; q
+//     and p are the same for a whole warp. No reuse but what the caches find. 4 Tq Tk D FLOPs (causal: half)
 // counted: 1 causal head, T 256, D 64: 2,645,920 sectors of global memory, no shared
 // measured: not yet run on a GPU
 #include "../scratch.cuh"

@@ -13,8 +13,9 @@
 //   producer   wait free | ask K, V |  wait free | ask K, V | ...            free:  8 warps have read K and V
 //   consumer        wait K | S, P | wait V | O | say free | wait K | ...     here:  all bytes have arrived
 //
-// While one of the consumers is at its softmax, the tensor cores have the other's products. Q and P are left factors in
-// registers, laid out as mma has them (fragments.cuh); K and V are never read by an ordinary instruction at all.
+// While one of the consumers is at its softmax, the tensor cores may have the other's products; nothing here arranges
+// that they do. Q and P are left factors in registers, laid out as mma has them (fragments.cuh); K and V are never read
+// by an ordinary instruction at all.
 //
 // A tile of K or V is 128 rows in shared memory, split into blocks of 64 columns, whose rows are 128 bytes: what TMA
 // swizzles and wgmma expects (chunk c of row r at place c ^ (r % 8), as in swizzle.cuh):
@@ -24,7 +25,7 @@
 //       ...  | 16 KB          |    | 16 KB          |
 //     key 127|                |    |                |
 //
-// takes: bfloat16, float16; D in multiples of 8, up to 128; needs sm_90a
+// takes: bfloat16, float16; D in multiples of 8, up to 128; on request; needs sm_90a
 // moved: 2 Tq Tk D / 128 numbers of 2 bytes a head (causal: half); 4 Tq Tk D FLOPs
 // a block: 64 KB of shared memory for D up to 64, else 128 KB; 168 registers a thread, moved to 24 and 240; no spills
 // counted: nothing, the emulator does not run it
@@ -154,14 +155,19 @@ __global__ __launch_bounds__(THREADS, 1) void attend(AttentionForward<T> a, cons
 }
 
 // What TMA has to know of K or V: four dimensions, innermost first, their distances in bytes, and the box to fetch.
-// False if the driver does not want it: the address and the distances must be multiples of 16 bytes, and no distance 0,
-// as those of broadcast heads are (cuda_call.py copies such); a dimension of one number has no distance, so any will do.
+// False if the driver does not want it: the address and every distance by itself must be a multiple of 16 bytes (but no
+// distance of another: the heads of a packed projection lie inside its rows), and no distance 0, as those of broadcast
+// heads are (cuda_call.py copies such); a dimension of one number has no distance, so any will do.
 template <class T>
 static bool make_map(CUtensorMap* map, CUtensorMapDataType type, const Heads<const T>& x, const AttentionShape& shape) {
   static void* const encode = [] {  // a function of the driver, found at run time so that nothing is linked to libcuda
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
     cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+#else
+    cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+#endif
     return function;
   }();
   if (!encode) return false;
