@@ -350,7 +350,7 @@ def run(capsys, line):
 
 def test_plan_as_text_json_and_picture(capsys, tmp_path):
     pytest.importorskip("matplotlib")
-    line = f"--preset moe-1.8t --gpus 25000 --tokens 13e12 --batch-tokens 6e7 --price 2 --picture {tmp_path}/plan.png"
+    line = f"--preset moe-1.8t --gpus 25000 --tokens 13e12 --micro-batch 1 --price 2 --picture {tmp_path}/plan.png"
     code, shown, error = run(capsys, line)
     assert (code, error) == (0, "")
     for words in ("1,803,051,872,256", "an example of a mixture", "does not fit", "MFU", "tensor parallel", "assumed:"):
@@ -382,6 +382,7 @@ def test_plan_as_text_json_and_picture(capsys, tmp_path):
     ("--preset gpt2 --gpus 8 --tokens 1e999", "'1e999' is not a positive number"),
     ("--preset gpt2 --gpus 8 --tokens 1e300", "'1e300' is not a positive number of at most 1e30"),
     ("--preset gpt2 --gpus 8 --batch-tokens 1e30", "--batch-tokens is 1e+30, must be at most 100,000,000 texts"),
+    ("--preset gpt2 --gpus 8 --tokens 1e9 --flops 1e18", "not allowed with"),
     ("--preset gpt2 --gpus 8 --picture nowhere/x.png", "must be a file in a folder that exists"),
     ("--preset gpt2 --gpus 8 --picture x.jpeg", "must end in .png, .svg, .pdf"),
     ("--preset gpt2 --gpus 8 --batch-tokens x", "'x' is not a positive number"),
@@ -418,8 +419,25 @@ def test_runs_without_torch_and_says_that_a_picture_needs_matplotlib(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_batch_grows_until_the_pipeline_is_busy(capsys):
-    for gpus, least in ((1024, 4e6), (25000, 32e6)):
-        assert cli.main(["plan", "--preset", "moe-1.8t", "--gpus", str(gpus), "--json"]) == 0
-        best = json.loads(capsys.readouterr().out)["best"]
-        assert best["batch_tokens"] > 0.9 * least and best["seconds"]["pipeline bubble"] < best["step_seconds"] / 4
+def test_batch_is_chosen_by_compute(capsys):
+    """DeepSeek LLM's law: 0.3 M tokens for GPT-2, 14 M for GPT-3, 68 M for Llama 3 405B. The paper's own 7B and 67B
+    trained on 2 T tokens in batches of 2304 and 4608 texts of 4096, 9.4 M and 18.9 M tokens."""
+    for flops, millions in ((2.2e18, 0.29), (3.14e23, 14), (3.8e25, 68), (8.4e22, 9.4), (8.04e23, 18.9)):
+        assert chinchilla.batch_tokens(flops) / 1e6 == pytest.approx(millions, rel=0.1)
+    shown = run(capsys, "--preset gpt2 --gpus 1")[1]
+    assert "this batch was chosen" in shown and "this batch was chosen" not in run(
+        capsys, "--preset gpt2 --gpus 1 --batch-tokens 1e6")[1]
+    plan = json.loads(run(capsys, "--preset gpt2 --gpus 1 --json")[1])
+    chosen = chinchilla.batch_tokens(plan["model"]["training_flops"])
+    assert abs(plan["best"]["batch_tokens"] / chosen - 1) < 0.1 and plan["training"]["steps"] > 5000
+
+
+def test_a_budget_of_flops(capsys):
+    """Alone: the size that it trains best, Chinchilla's for Chinchilla's budget. With a model: how long it trains."""
+    code, shown, error = run(capsys, "--flops 5.76e23")
+    assert (code, error) == (0, "") and "72.25 B parameters on 1.329 T tokens" in shown
+    optimal = json.loads(run(capsys, "--flops 5.76e23 --json")[1])
+    assert 6 * optimal["refit"]["parameters"] * optimal["refit"]["tokens"] == pytest.approx(5.76e23)
+    plan = json.loads(run(capsys, "--preset gpt2 --gpus 8 --flops 1e19 --json")[1])
+    assert plan["model"]["training_flops"] == pytest.approx(1e19)
+    assert plan["training"]["tokens"] == pytest.approx(1e19 / plan["model"]["flops_per_token"])

@@ -1,5 +1,5 @@
-"""minigpt plan: what training a model on a cluster takes, and the best way to lay it out; or, with --published, plans
-beside runs that took place."""
+"""minigpt plan: what training a model on a cluster takes, and the best way to lay it out; with --flops alone, the model
+that so much computing trains best; with --published, plans beside runs that took place."""
 
 import difflib
 import json
@@ -27,7 +27,6 @@ def count(argument):
 
 
 MOST = 100_000_000
-BATCHES = (4e6, 8e6, 16e6, 32e6, 64e6)  # tokens of a step; that a token of a larger one teaches less is not counted
 
 
 def add_arguments(parser):
@@ -36,12 +35,14 @@ def add_arguments(parser):
                      "moe-1.8t (an example of a mixture of 1.8 T parameters) ...")
     job.add_argument("--gpus", type=count, metavar="N", help="number of GPUs")
     job.add_argument("--gpu", default="h100", metavar="NAME", help="a100, h100, h200 or b200 (default: %(default)s)")
-    job.add_argument("--tokens", type=number, metavar="N", help="tokens to train on (default: 20 for each parameter "
-                     "that a token meets)")
+    length = job.add_mutually_exclusive_group()
+    length.add_argument("--tokens", type=number, metavar="N", help="tokens to train on (default: 20 for each parameter "
+                        "that a token meets)")
+    length.add_argument("--flops", type=number, metavar="C", help="FLOPs of the whole training, in place of tokens; "
+                        "without --preset: the size of model that they train best")
     job.add_argument("--seq", type=count, metavar="T", help="tokens of a text (default: the preset's block_size)")
     job.add_argument("--batch-tokens", type=number, metavar="N", help="tokens of a step; up to 10 %% more or less are "
-                     "used where it splits better (default: 4e6, and up to 64e6 where a pipeline would stand empty for "
-                     "more than a quarter of a step)")
+                     "used where it splits better (default: 0.292 C^0.3271 for a training of C FLOPs)")
     job.add_argument("--precision", default="bf16", choices=("fp32", "bf16", "fp16"), help="default: %(default)s")
     layout = parser.add_argument_group("parts of the layout, where they are not to be searched for")
     for name in ("tensor", "pipeline", "expert", "micro-batch", "chunks"):
@@ -61,11 +62,15 @@ def add_arguments(parser):
 def run(args):
     from ..scale.planner import report
     from ..scale.planner.picture import check_path, draw
-    from ..scale.planner.plan import make_plan
+    from ..scale.planner.plan import compute_optimal, make_plan
 
     if args.published:
         from ..scale.planner import published
         print(published.markdown())
+        return
+    if args.flops is not None and args.preset is None:
+        optimal = compute_optimal(args.flops)
+        print(json.dumps(optimal, indent=1) if args.json else "\n".join(report.compute_optimal(optimal)))
         return
     if args.picture is not None:
         check_path(args.picture)
@@ -74,25 +79,18 @@ def run(args):
             raise ValueError(f"plan: --{option} is missing (minigpt plan --help tells more)")
     fixed = {field: getattr(args, field) for field in ("tensor", "pipeline", "expert", "micro_batch", "chunks", "zero",
                                                        "recompute") if getattr(args, field) is not None}
-    batches = [args.batch_tokens] if args.batch_tokens else BATCHES
-    for batch_tokens in batches:
-        job = _job(args, batch_tokens)
-        tokens = args.tokens or 20.0 * job.config.num_active_parameters()
-        try:
-            plan = make_plan(args.preset, job, tokens, fixed, args.price)
-        except ValueError:  # a larger batch may be split among more GPUs
-            if batch_tokens == batches[-1]:
-                raise
-            continue
-        if plan["best"]["seconds"]["pipeline bubble"] < plan["best"]["step_seconds"] / 4:
-            break
+    job, tokens = _job(args)
+    plan = make_plan(args.preset, job, tokens, fixed, args.price, batch_given=args.batch_tokens is not None)
     if args.picture is not None:
         draw(plan, args.picture)
     print(json.dumps(plan, indent=1) if args.json else report.text(plan))
 
 
-def _job(args, batch_tokens):
+def _job(args):
+    """(Job, tokens to train on)."""
     from ..config import PRESETS, ModelConfig
+    from ..scale.planner.chinchilla import batch_tokens
+    from ..scale.planner.flops import training_flops
     from ..scale.planner.hardware import GPUS, PRECISIONS, Assumptions
     from ..scale.planner.step import Job
 
@@ -102,10 +100,12 @@ def _job(args, batch_tokens):
     if config.position == "learned" and T > config.block_size:
         raise ValueError(f"plan: --seq is {T}, must be at most {config.block_size}: {args.preset} learns its positions")
     assume = {field: getattr(args, field) for field in ("gpus_per_node", "pue") if getattr(args, field) is not None}
-    batch = max(1, round(batch_tokens / T))
+    a_token = training_flops(config, T)
+    tokens = args.flops / a_token if args.flops else args.tokens or 20.0 * config.num_active_parameters()
+    batch = max(1, round((args.batch_tokens or min(batch_tokens(tokens * a_token), MOST * T)) / T))
     if batch > MOST:
-        raise ValueError(f"plan: --batch-tokens is {batch_tokens:g}, must be at most {MOST:,} texts of {T:,}")
-    return Job(config, T, batch, gpu, args.gpus, PRECISIONS[args.precision], Assumptions(**assume))
+        raise ValueError(f"plan: --batch-tokens is {args.batch_tokens:g}, must be at most {MOST:,} texts of {T:,}")
+    return Job(config, T, batch, gpu, args.gpus, PRECISIONS[args.precision], Assumptions(**assume)), tokens
 
 
 def _known(option, name, known):

@@ -17,9 +17,11 @@ from .step import Estimate, Job, Layout, memory
 SHOWN = 5                       # layouts beside the best
 
 
-def make_plan(name: str, job: Job, tokens: float, fixed: dict | None = None, price: float | None = None) -> dict:
+def make_plan(name: str, job: Job, tokens: float, fixed: dict | None = None, price: float | None = None,
+              batch_given: bool = True) -> dict:
     """The plan of training job's model, called `name`, on `tokens` tokens. fixed holds fields of Layout that are given,
-    price is that of a GPU-hour. ValueError, in one line, where no layout fits."""
+    price is that of a GPU-hour; the plan says where the batch was not given, but chosen by chinchilla.batch_tokens.
+    ValueError, in one line, where no layout fits."""
     found = search(job, **(fixed or {}))
     if not found.fitting:
         raise ValueError(_nothing_fits(name, job, found))
@@ -33,7 +35,8 @@ def make_plan(name: str, job: Job, tokens: float, fixed: dict | None = None, pri
         "compute_optimal": compute_optimal(training_flops(job.config, job.T) * tokens),
         "inference": inference_figures(job),
         "cluster": {"gpus": job.gpus, "gpu": _gpu_name(job.gpu), **asdict(job.gpu), "usable_bytes": usable_bytes(job)},
-        "best": {**describe(best), "batch_texts": best.batch, "batch_tokens": best.batch * job.T},
+        "best": {**describe(best), "batch_texts": best.batch, "batch_tokens": best.batch * job.T,
+                 "batch_given": batch_given},
         "training": {"tokens": tokens, "steps": math.ceil(tokens / (best.batch * job.T)), "seconds": seconds,
                      "gpu_hours": hours, "energy_kwh": hours * watts / 1000,
                      **({"cost": hours * price, "price": price} if price is not None else {})},
@@ -54,10 +57,10 @@ def model_figures(config: ModelConfig, T: int, tokens: float) -> dict:
 
 
 def compute_optimal(flops: float) -> dict:
-    """The dense model that these FLOPs train best, by both sets of constants."""
+    """The dense model that these FLOPs train best, by both sets of constants, and the tokens of a step."""
     laws = {"refit": chinchilla.REFIT, "printed": chinchilla.PRINTED}
-    return {"flops": flops} | {name: dict(zip(("parameters", "tokens"), law.best_size(flops), strict=True))
-                               for name, law in laws.items()}
+    sizes = {name: dict(zip(("parameters", "tokens"), law.best_size(flops), strict=True)) for name, law in laws.items()}
+    return {"flops": flops, **sizes, "batch_tokens": chinchilla.batch_tokens(flops)}
 
 
 def inference_figures(job: Job) -> dict:
@@ -71,8 +74,8 @@ def describe(found: Estimate) -> dict:
     total = sum(found.seconds.values())
     return {"layout": asdict(found.layout), "gpus": found.layout.gpus, "micro_batches": found.micro_batches,
             "memory": found.memory, "memory_bytes": sum(found.memory.values()), "seconds": found.seconds,
-            "step_seconds": total, "sent": found.sent,
-            "tokens_per_second": found.tokens_per_second, "mfu": found.mfu, "hfu": found.hfu}
+            "step_seconds": total, "sent": found.sent, "tokens_per_second": found.tokens_per_second,
+            "mfu": found.mfu, "hfu": found.hfu}
 
 
 def memory_table(job: Job, best: Estimate) -> list[dict]:

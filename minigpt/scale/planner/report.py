@@ -22,9 +22,10 @@ EXAMPLE = {"moe-1.8t": " (an example of a mixture of that size, the shape of no 
 
 def text(plan: dict) -> str:
     best, cluster = plan["best"], plan["cluster"]
-    parts = [_model(plan["model"]), _compute_optimal(plan["compute_optimal"]), _best(best, cluster),
-             _memory(best, cluster, plan["same_layout"]), _time(best), _training(plan["training"], cluster["gpus"]),
-             _inference(plan["inference"], plan["model"]["T"]), _search(plan["search"]),
+    parts = [_model(plan["model"]), compute_optimal(plan["compute_optimal"]), _best(best, cluster),
+             _memory(best, cluster, plan["same_layout"]), _time(best),
+             _training(plan["training"], cluster, best["gpus"]), _inference(plan["inference"], plan["model"]["T"]),
+             _search(plan["search"]),
              _assumed(plan["assumptions"], cluster)]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
@@ -41,12 +42,15 @@ def _model(model):
                 ["  the whole training", f"{model['training_flops']:.4g}", "FLOPs"]])]
 
 
-def _compute_optimal(optimal):
+def compute_optimal(optimal: dict) -> list[str]:
+    """The lines about what some FLOPs train best."""
     refit, printed = optimal["refit"], optimal["printed"]
     return [f"compute-optimal for {optimal['flops']:.3g} FLOPs, if dense: {number(refit['parameters'])} parameters "
             f"on {number(refit['tokens'])} tokens",
             f"  (with the constants printed by Hoffmann et al., rounded too far: {number(printed['parameters'])} on "
-            f"{number(printed['tokens'])})"]
+            f"{number(printed['tokens'])})",
+            f"  in steps of {number(optimal['batch_tokens'])} tokens (0.292 C^0.3271 for C FLOPs, DeepSeek LLM, "
+            "arXiv:2401.02954)"]
 
 
 def _best(best, cluster):
@@ -54,6 +58,8 @@ def _best(best, cluster):
     return [f"the best layout of {cluster['gpus']:,} {cluster['gpu']}: {layout_name(best['layout'])}{idle}",
             f"  a step of {best['batch_tokens']:,} tokens, {best['batch_texts']:,} texts, {best['micro_batches']:,} "
             f"micro-batches one after the other, takes {duration(best['step_seconds'])}",
+            *([] if best["batch_given"] else ["  (this batch was chosen, near to 0.292 C^0.3271 tokens; --batch-tokens "
+                                              "sets another)"]),
             f"  {best['tokens_per_second']:,.0f} tokens/s, MFU {best['mfu']:.1%}, HFU {best['hfu']:.1%} of "
             f"{cluster['peak'] / 1e12:,.0f} TFLOP/s"]
 
@@ -76,22 +82,26 @@ def _time(best):
     return ["time of a step, and what a GPU sends in it:", *table(rows)]
 
 
-def _training(training, gpus):
+def _training(training, cluster, gpus):
     cost = f", {training['cost']:,.0f} at {training['price']:g} a GPU-hour" if "cost" in training else ""
+    kwh = training["energy_kwh"]
+    energy = (f"{kwh / 1000:,.3g} MWh" if kwh >= 1000 else f"{kwh:,.3g} kWh") + (
+        f" of all {cluster['gpus']:,} GPUs" if gpus < cluster["gpus"] else "")
     return [f"training on {number(training['tokens'])} tokens: {training['steps']:,} steps, "
             f"{duration(training['seconds'])}, {training['gpu_hours']:,.4g} GPU-hours, "
-            f"{training['energy_kwh'] / 1000:,.3g} MWh of all {gpus:,} GPUs{cost}"]
+            f"{energy}{cost}"]
 
 
 def _inference(inference, T):
     return [f"generating, in 16 bits: weights {gigabytes(inference['weight_bytes'])}; keys and values "
             f"{inference['kv_cache_bytes_per_token']:,} bytes a token, {gigabytes(inference['kv_cache_bytes'])} for "
-            f"{T:,}; at least {inference['gpus_at_least']:,} GPUs"]
+            f"{T:,}; GPUs: at least {inference['gpus_at_least']:,}"]
 
 
 def _search(found):
     return [f"{found['tried']:,} layouts tried: {found['fitting']:,} fit, {found['too_large']:,} do not, "
-            f"{found['batch_unsplit']:,} cannot split the batch; the best of other splits:",
+            f"{found['batch_unsplit']:,} cannot split the batch" + (
+                "; the best of other splits:" if found["rejected"] else ""),
             *table([f"  {layout_name(row['layout'])}", row["reason"]] for row in found["rejected"])]
 
 
@@ -117,7 +127,8 @@ def gigabytes(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600), ("s", 1), ("ms", 1e-3)):
+    for unit, length in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600), ("min", 60), ("s", 1),
+                         ("ms", 1e-3)):
         if seconds >= length * (1 if unit in ("s", "ms") else 2):
             return f"{seconds / length:,.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
