@@ -10,10 +10,10 @@ demo: .venv/installed
 	$(BIN)/minigpt demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m "not slow" -n auto --dist worksteal
 
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 bench: .venv/installed-dev
 	$(BIN)/minigpt bench all

@@ -91,7 +91,8 @@ setup(
             "nvidia-cuda-nvcc", "nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl",
         ],
         "dev": [
-            "pytest", "pytest-timeout", "hypothesis", "ruff", "clang-format==23.1.5", "pybind11>=3.0", "setuptools>=77",
+            "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "clang-format==23.1.5", "pybind11>=3.0",
+            "setuptools>=77",
             "torch==2.13.0", "transformers", "tokenizers", "tiktoken", "safetensors",  # the outside judges
         ],
     },

@@ -20,7 +20,7 @@ def test_gradients_are_derivatives(backward, kernel):
     for case in all_cases.cases(forward):
         arguments = budget.convert(case.arguments, lambda x: x.astype(np.float64))
         floats = {name: x for name, x in arguments.items() if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
-        if max(x.size for x in floats.values()) > 700:
+        if max(x.size for x in floats.values()) > 700 or "a row of -inf" in case.name:      # that has no derivative
             continue
         tried += 1
         rng = np.random.default_rng(4)

@@ -194,7 +194,8 @@ def test_every_op_in_the_same_order(ops):
 
 
 def test_every_numpy_function_is_under_test():
-    public = [name for name, f in vars(numpy_ops).items() if inspect.isfunction(f) and not name.startswith("_")]
+    public = [name for name, f in vars(numpy_ops).items() if inspect.isfunction(f) and not name.startswith("_")
+              and f.__module__.startswith("minigpt.ops.numpy_")]
     assert [name for name in public if name != "rope_tables"] == list(OPS)      # rope_tables makes tables, no op
 
 
