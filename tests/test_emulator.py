@@ -16,6 +16,7 @@ from minigpt.emulator.rewrite import SyntaxProblem, rewrite
 from minigpt.ops import available, load
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 needs_emulator = pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
 
 ADD = """#include <cuda_runtime.h>
@@ -290,6 +291,20 @@ def test_the_demonstration_finds_the_missing_barrier(cu):
 
 
 @needs_emulator
+def test_the_demonstration_as_a_program():
+    def python_m(*words):
+        return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
+    done = python_m("minigpt.emulator.demo")
+    title, opening = done.stdout.index("A sum of rows"), done.stdout.index("with no __syncthreads() between the two")
+    assert done.returncode == 0 and title < opening < done.stdout.index("What is wrong")
+    assert "255 times more in these lines" in done.stdout and "255 times more in these lines" in README
+    for words, said in ((["minigpt.emulator"], "python -m minigpt.emulator.demo shows"),
+                        (["minigpt.emulator.demo", "extra"], "the demo takes no arguments, not 'extra'")):
+        done = python_m(*words)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+@needs_emulator
 def test_the_demonstration_finds_the_scattered_writes(cu):
     report = demo.uncoalesced()
     line = line_of((demo.FOLDER / "transpose.cu").read_text(), "y[column * n + row] =")
@@ -314,6 +329,8 @@ def test_a_mistake_is_an_error_with_the_place_in_it(cu):
     with emulator.watch() as report:
         kernels.add(x, x.copy(), x.copy(), 100)
     assert [finding.kind for finding in report.findings] == [finding.kind for finding in caught.value.findings]
+    with pytest.raises(emulator.KernelError, match="out of bounds: c has 1 element "):
+        kernels.add(x, x, x[:1].copy(), 100)
     kernels.add(x, x.copy(), x.copy(), 64)                              # and the next call is clean again
 
 
@@ -382,8 +399,10 @@ def test_an_animation_keeps_the_colours_and_fills_the_banks(tmp_path, monkeypatc
     monkeypatch.setattr(Axes, "scatter", lambda self, *points, **style: scales.append(
         (style["vmin"], style["vmax"])) or scatter(self, *points, **style))
     monkeypatch.setattr(AxesImage, "set_data", lambda self, x: banks.append(x.sum()) or set_data(self, x))
+    monkeypatch.setattr(FuncAnimation, "__init__", lambda self, figure, draw, **_: vars(self).update(
+        figure=figure, draw=draw, _draw_was_started=True))
     monkeypatch.setattr(FuncAnimation, "save", lambda self, path, writer: [
-        self._func(k) or titles.append(self._fig.get_suptitle()) for k in range(4)])
+        self.draw(k) or titles.append(self.figure.get_suptitle()) for k in range(4)])
     report = demo.missing_barrier(trace=400, blocks="shuffled")
     report.animation(tmp_path / "trace.gif", frames=4)
     report.picture(tmp_path / "trace.png")

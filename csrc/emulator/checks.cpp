@@ -188,7 +188,9 @@ void report_empty(const Region& r, uint64_t address, Code code) {
     size_t size = near->element == 0 ? 1 : near->element;
     words = text("thread %d %s %s in {0}, out of bounds: %s has %zu %s", current->id, verb(kind), element,
                  near->name.c_str(), static_cast<size_t>(near->end - near->begin) / size,
-                 near->element == 0 ? "bytes" : "elements");
+                 near->element == 0                ? "bytes"
+                 : near->end - near->begin == size ? "element"
+                                                   : "elements");
   }
   found("out of bounds", words,
         text("%s The kernel was ended here; a GPU may go on, with somebody else's memory.", mend), place_of(code));

@@ -16,7 +16,9 @@ from functools import cache
 
 from .flops import COUNTED
 
-LEGEND = """  A warp is 32 threads that go together: a row says how often one came by, and what all of them did there.
+LEGEND = """  A warp is 32 threads that go together. Each row is a line of a kernel, and one kind of access there.
+  barriers   how many times a whole block passed one, each block counted
+  warps      how many times a warp came by
   bytes      what the threads asked for
   sectors    pieces of 32 bytes that global memory had to move for it; ideal: as few as can hold these bytes
   conflicts  turns that threads lost because several wanted different words of one of the 32 banks of shared memory
@@ -196,8 +198,12 @@ def _finding(f):
     text = f"{f['kernel']}: {f['words'].format(*f['places'])}"
     if f["thread"] is not None:
         text += f" (thread {tuple(f['thread'])} of block {tuple(f['block'])}"
-        text += f", and {f['times'] - 1} more times)" if f["times"] > 1 else ")"
+        text += f", and {_times(f['times'] - 1)} in these lines)" if f["times"] > 1 else ")"
     return Finding(f["kind"], f["kernel"], f"{text}\n{f['mend']}".strip(), places, f["times"])
+
+
+def _times(n):
+    return "once more" if n == 1 else f"{n:,} times more"
 
 
 def _advice(line):

@@ -32,7 +32,13 @@ def uncoalesced(**options):
     return report
 
 
+STORIES = (
+    ("A sum of rows, with a barrier missing", f"{FOLDER / 'sum_rows.cu'}: each thread writes its sum to shared memory\n"
+     "and then adds that of another, with no __syncthreads() between the two.", missing_barrier),
+    ("A transpose that is right, and slow", f"{FOLDER / 'transpose.cu'}: neighbouring threads read neighbouring\n"
+     "numbers, and write numbers that lie a row apart.", uncoalesced))
+
+
 def main():
-    for title, story in (("A sum of rows, with a barrier missing", missing_barrier),
-                         ("A transpose that is right, and slow", uncoalesced)):
-        print(f"{title}\n{'=' * len(title)}\n\n{story()}\n\n")
+    for title, opening, story in STORIES:
+        print(f"{title}\n{'=' * len(title)}\n{opening}\n\n{story()}\n\n")

@@ -3,6 +3,9 @@ import sys
 from ...cli import _discard_output
 from . import main
 
+if len(sys.argv) > 1:
+    print(f"minigpt: the demo takes no arguments, not {sys.argv[1]!r}", file=sys.stderr)
+    sys.exit(2)
 try:
     main()
 except ImportError as error:              # no compiler
