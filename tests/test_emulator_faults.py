@@ -220,8 +220,62 @@ def test_memory_that_is_not_there_is_an_error_of_cuda(tmp_path):
 }
 """)
     said, invalid = np.zeros(6, np.float32), 1
-    emulator.compile(tmp_path / "host.cu").run(said)
+    report = emulator.run(emulator.compile(tmp_path / "host.cu").run, said)
+    assert [f.places for f in report.findings] == [("host.cu:6",), ("host.cu:7",), ("host.cu:10",)]
     assert said[:5].tolist() == [invalid, invalid, 0, invalid, invalid] and np.isnan(said[5])
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("body, words", [
+    ("cudaMemcpy(y, m, 640, cudaMemcpyDeviceToHost);", "copies 640 bytes from byte 0 of the memory allocated in"),
+    ("cudaMemcpy(y, m + 8, 64, cudaMemcpyDeviceToHost);", "copies 64 bytes from byte 32 of the memory allocated"),
+    ("cudaMemcpy(y + 1, m, 64, cudaMemcpyDeviceToHost);", "writes 64 bytes from byte 4 of y in"),
+    ("cudaMemcpy(y, m, -1, cudaMemcpyDeviceToHost);", "copies -1 bytes from byte 0 of"),
+    ("cudaMemset(m, 0, 65);", "sets 65 bytes from byte 0 of the memory allocated in line 3"),
+    ("cudaMemcpy(m, y, 64, cudaMemcpyDeviceToHost);", "the copy in host.cu:5 is wrong: it goes to memory of the GPU"),
+    ("cudaMemcpy(m, host, 64, cudaMemcpyDeviceToDevice);", "is wrong: it comes from memory of the CPU"),
+    ("cudaMemset(host, 0, 64);", "cudaMemset() in host.cu:5 is given memory of the CPU"),
+    ("cudaFree(m); cudaFree(m);", "cudaFree() in host.cu:5 is given a pointer that cudaMalloc() did not return, or"),
+])
+def test_what_cuda_would_refuse_is_found_and_not_done(tmp_path, body, words, checked):
+    (tmp_path / "host.cu").write_text(f"""extern "C" void run(float* y, int n) {{
+  float *m, host[16] = {{}};
+  cudaMalloc(&m, 64);
+  cudaMemset(m, 0, 64), cudaMemcpy(m, host, 64, cudaMemcpyHostToDevice);
+  {body}
+  cudaMemcpy(y, m, 64, cudaMemcpyDeviceToHost), cudaMemcpy(host, y, 64, cudaMemcpyDefault);
+}}
+""")
+    around = np.ones(48, np.float32)
+    with pytest.raises(emulator.KernelError) as caught:
+        emulator.compile(tmp_path / "host.cu", checked=checked).run(around[16:32], 8)
+    first = caught.value.findings[0]
+    assert words in first.text and first.places == ("host.cu:5",), first.text
+    assert (around[:16] == 1).all() and (around[32:] == 1).all()
+
+
+@pytest.mark.parametrize("body, words", [
+    ("m[0] = n;", "the launcher writes the memory allocated in line 5 in host.cu:6: the CPU has no access"),
+    ("y[0] = m[3];", "the launcher reads the memory allocated in line 5 in host.cu:6: the CPU has no access"),
+    ("cudaFree(m); y[0] = m[3];", "in host.cu:6, where it has no memory"),
+    ("float host[4]; kernel<<<1, 1>>>(host);", "in host.cu:1 at 0x"),
+    ("kernel<<<1, 1>>>(kept);", ""), ("kernel<<<1, 1>>>(kept); kernel<<<1, 1>>>(m);", ""),
+])
+def test_the_cpu_and_the_gpu_have_memories_of_their_own(tmp_path, body, words):
+    (tmp_path / "host.cu").write_text(f"""__global__ void kernel(float* x) {{ x[0] = 1; }}
+extern "C" void run(float* y, int n) {{
+  static float* kept = nullptr;
+  if (!kept) cudaMalloc(&kept, 64);
+  float* m; cudaMalloc(&m, 64);
+  {body}
+}}
+""")
+    kernels = emulator.compile(tmp_path / "host.cu")
+    for _ in range(2):
+        report = emulator.run(kernels.run, np.zeros(8, np.float32), 8)
+        assert words in str(report.findings[0]) if words else not report.findings, report
+    if "host[4]" in body:
+        assert "which is memory of the CPU and belongs to no array" in str(report.findings[0])
 
 
 def test_threads_watch_their_own_launches(compiled):

@@ -10,6 +10,7 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <memory>
@@ -46,6 +47,7 @@ struct Region {
   std::vector<size_t> extents;  // of all dimensions but the first
   bool filled = true;           // global memory that holds something from the start
   bool freed = false;
+  bool given = false;        // by Python, for one call
   uint32_t declared_in = 0;  // shared arrays: the era of the last block that came by
   int shift = 2;             // bytes a cell: 4, until somebody touches less
   std::vector<Cell> cells;
@@ -74,7 +76,7 @@ uint32_t seen[MAX_THREADS][WARP];  // [i][l]: the clock of lane l of i's warp up
 // The library that this is linked into: its machine code, and its constants.
 uint64_t image_begin = 0, image_end = 0;
 
-void find_image() {
+__attribute__((constructor)) void find_image() {  // as soon as it is loaded
   Dl_info info;
   dladdr(reinterpret_cast<void*>(&find_image), &info);
   image_begin = reinterpret_cast<uint64_t>(info.dli_fbase);
@@ -165,6 +167,12 @@ void report_empty(const Region& r, uint64_t address, Code code) {
         place_of(code));
 }
 
+// Does the CPU have something there? Memory of kernels is looked for first.
+bool is_mapped(uint64_t address) {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  return msync(reinterpret_cast<void*>(address / page * page), 1, MS_ASYNC) == 0;
+}
+
 [[noreturn]] void report_outside(const Region* near, uint64_t address, size_t bytes, Kind kind, Code code) {
   const char* words;
   const char* mend =
@@ -179,8 +187,14 @@ void report_empty(const Region& r, uint64_t address, Code code) {
     words = text("thread %d %s through a null pointer in {0}", current->id, verb(kind));
     mend = "The array was given as None, or cudaMalloc() did not set the pointer: look at what it returns.";
   } else if (near == nullptr) {
-    words = text("thread %d %s %zu bytes in {0} at 0x%llx, which belongs to no array of the kernel", current->id,
-                 verb(kind), bytes, static_cast<unsigned long long>(address));
+    const bool of_cpu = is_mapped(address);
+    words =
+        text("thread %d %s %zu bytes in {0} at 0x%llx, which %sbelongs to no array of the kernel", current->id,
+             verb(kind), bytes, static_cast<unsigned long long>(address), of_cpu ? "is memory of the CPU and " : "");
+    if (of_cpu)
+      mend =
+          "Is it a variable of the launcher, or from malloc() or new? A GPU has no access to it: cudaMalloc() and "
+          "cudaMemcpy(), or hand over the value.";
   } else if (near->freed) {
     words = text("thread %d %s %s in {0}, after it was freed", current->id, verb(kind), element_name(*near, address));
   } else {
@@ -302,6 +316,17 @@ void check_alignment(const Region& r, uint64_t address, size_t bytes, size_t mul
         place_of(code));
 }
 
+// The launcher is code of the CPU.
+void check_launcher(const void* pointer, Kind kind, Code code) {
+  if (launched != nullptr || !in_launcher()) return;
+  if (const Allocation* a = allocation_of(pointer))
+    leave_launcher(
+        text("the launcher %s the memory allocated in line %d in {0}: the CPU has no access to memory of the "
+             "GPU",
+             verb(kind), a->where.line),
+        place_of(code), "Bring it over by cudaMemcpy(), or let a kernel do it. The launcher was ended here.");
+}
+
 // Checks [address, address + bytes); returns where it lies, or null for what is not the kernel's memory but allowed.
 Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
   Region* near = nullptr;
@@ -328,7 +353,8 @@ Region* touch(uint64_t address, size_t bytes, Kind kind, Code code) {
 }  // namespace
 
 void saw(const void* pointer, size_t bytes, Kind kind, Code code) {
-  if (!watching || current == nullptr || on_fiber_stack(pointer)) return;
+  if (current == nullptr) return check_launcher(pointer, kind, code);
+  if (!watching || on_fiber_stack(pointer)) return;
   if (interrupted) stop(place_of(code));
   uint64_t address = reinterpret_cast<uint64_t>(pointer);
   if (const Region* r = touch(address, bytes, kind, code)) counters::log(address, bytes, r->space, kind, code);
@@ -398,7 +424,6 @@ void shared_array(const char* name, void* address, size_t bytes, size_t element,
 namespace checks {
 
 void before_launch() {
-  if (image_begin == 0) find_image();
   watching = launched->checked;
   if (!watching) return;
   launch_era = ++era;
@@ -527,10 +552,9 @@ struct Given {
   char *begin, *end;
   size_t element;
   bool writable;
-  char* map = nullptr;  // `gap` bytes, the copy, and as many again
+  char* copy = nullptr;
 };
 std::vector<Given> given;
-constexpr size_t gap = 1 << 20;
 
 void add_array(const char* name, void* address, size_t bytes, size_t element, bool writable) {
   Given g{name, static_cast<char*>(address), static_cast<char*>(address) + bytes, element, writable};
@@ -554,35 +578,56 @@ void* guarded(void* address) {
   for (Given& g : given) {
     if (p < g.begin || p >= std::max(g.end, g.begin + 1)) continue;
     size_t bytes = static_cast<size_t>(g.end - g.begin);
-    if (g.map == nullptr) {
-      void* map =
-          mmap(nullptr, bytes + 2 * gap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (map == MAP_FAILED) return address;
-      g.map = static_cast<char*>(map);
-      std::memcpy(g.map + gap, g.begin, bytes);
+    if (g.copy == nullptr) {
+      g.copy = map_apart(bytes);
+      if (g.copy == nullptr) return address;
+      std::memcpy(g.copy, g.begin, bytes);
       auto r = std::make_unique<Region>();
       r->name = g.name;
-      r->begin = reinterpret_cast<uint64_t>(g.map + gap);
+      r->begin = reinterpret_cast<uint64_t>(g.copy);
+      r->given = true;
       r->end = r->begin + bytes;
       r->element = g.element;
       regions.push_back(std::move(r));
     }
-    return g.map + gap + (p - g.begin);
+    return g.copy + (p - g.begin);
   }
   return address;
 }
 
+bool array_around(const void* pointer, const char*& begin, const char*& end, const char*& name) {
+  const char* p = static_cast<const char*>(pointer);
+  for (const Given& g : given) {
+    const size_t around = g.copy != nullptr ? GAP : 0;
+    begin = g.copy != nullptr ? g.copy : g.begin;
+    end = begin + (g.end - g.begin);
+    name = g.name.c_str();
+    if (p >= begin - around && p < end + around) return true;
+  }
+  return false;
+}
+
+bool is_of_cpu(const void* pointer) {
+  const char* p = static_cast<const char*>(pointer);
+  const uint64_t address = reinterpret_cast<uint64_t>(pointer);
+  auto near = [&](const Given& g) {
+    const char* begin = g.copy != nullptr ? g.copy : g.begin;
+    return p >= begin - GAP && p < begin + (g.end - g.begin) + GAP;
+  };
+  return (address < image_begin || address >= image_end) && std::none_of(given.begin(), given.end(), near);
+}
+
 void copy_back() {
   for (const Given& g : given)
-    if (g.map != nullptr && g.writable) std::memcpy(g.begin, g.map + gap, static_cast<size_t>(g.end - g.begin));
+    if (g.copy != nullptr && g.writable) std::memcpy(g.begin, g.copy, static_cast<size_t>(g.end - g.begin));
 }
 
 void forget_arrays() {
   for (const Given& g : given)
-    if (g.map != nullptr) munmap(g.map, static_cast<size_t>(g.end - g.begin) + 2 * gap);
+    if (g.copy != nullptr) unmap_apart(g.copy, static_cast<size_t>(g.end - g.begin));
   given.clear();
   std::fill(std::begin(by_code), std::end(by_code), nullptr);
-  regions.erase(std::remove_if(regions.begin(), regions.end(), [](const auto& r) { return r->space == GLOBAL; }),
+  regions.erase(std::remove_if(regions.begin(), regions.end(), [](const auto& r) { return r->given || r->freed; }),
                 regions.end());
 }
 

@@ -36,6 +36,9 @@ void allocated(void* pointer, size_t bytes, Where where);  // global memory: it 
 void released(void* pointer);
 void filled(const void* pointer, size_t bytes);
 
+bool is_of_cpu(const void* pointer);  // surely: it is near no array that Python handed over, and no variable of the GPU
+bool array_around(const void* pointer, const char*& begin, const char*& end, const char*& name);  // one of Python's
+
 const char* array_of(uint64_t address, int64_t& offset);  // its name, and where in it the address is
 
 // The arrays that Python hands to a kernel: all are added, then each address is exchanged for that of a guarded copy.

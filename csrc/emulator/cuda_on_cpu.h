@@ -423,7 +423,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 namespace emulator {
 cudaError_t allocate(void** pointer, size_t bytes, Where where);
 cudaError_t release(void* pointer, Where where);
-cudaError_t copy(void* to, const void* from, size_t bytes, Where where);
+cudaError_t copy(void* to, const void* from, size_t bytes, Where where, cudaMemcpyKind kind = cudaMemcpyDefault);
 cudaError_t set(void* pointer, int value, size_t bytes, Where where);
 cudaError_t allow_dynamic_shared(int bytes);
 }  // namespace emulator
@@ -446,12 +446,12 @@ inline cudaError_t cudaMemset(void* pointer, int value, size_t bytes, EMULATOR_W
 inline cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t = nullptr, EMULATOR_WHERE) {
   return emulator::set(pointer, value, bytes, where);
 }
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind, EMULATOR_WHERE) {
-  return emulator::copy(to, from, bytes, where);
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, EMULATOR_WHERE) {
+  return emulator::copy(to, from, bytes, where, kind);
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr,
-                                   EMULATOR_WHERE) {
-  return emulator::copy(to, from, bytes, where);
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t = nullptr, EMULATOR_WHERE) {
+  return emulator::copy(to, from, bytes, where, kind);
 }
 // Managed memory is written by the CPU too, which is not watched: all of it counts as written, with NaN.
 constexpr unsigned cudaMemAttachGlobal = 1, cudaMemAttachHost = 2;

@@ -19,14 +19,14 @@ namespace {
 sigjmp_buf way_out;
 pthread_t caller;
 
-constexpr const char* ON_HOST = "This is code of the CPU, outside of any kernel; the launcher was ended here.";
-
 }  // namespace
+
+const char* const ON_HOST = "This is code of the CPU, outside of any kernel; the launcher was ended here.";
 
 bool in_launcher() { return launcher != nullptr && pthread_equal(pthread_self(), caller); }
 
-void leave_launcher(const char* words, Place here) {
-  found("launcher", words, ON_HOST, here);
+void leave_launcher(const char* words, Place here, const char* mend) {
+  found("launcher", words, mend, here);
   siglongjmp(way_out, 1);
 }
 

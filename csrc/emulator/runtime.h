@@ -123,6 +123,15 @@ void after_call();
 
 // ---------------------------------------------------------------------------------------------- memory.cpp, the API
 
+struct Allocation {  // by cudaMalloc()
+  char* begin;
+  size_t bytes;
+  Where where;
+};
+const Allocation* allocation_of(const void* pointer);  // that it points into, or within GAP of it; null if none
+constexpr size_t GAP = 1 << 20;                        // bytes before and behind, where there is nothing
+char* map_apart(size_t bytes);
+void unmap_apart(char* begin, size_t bytes);
 void set_last_error(cudaError_t error);  // what cudaGetLastError() will return
 size_t dynamic_shared_allowed();         // the most that cudaFuncSetAttribute() has asked for
 void finish_copies(Thread& t);           // does what is left of a thread's asynchronous copies
@@ -156,7 +165,8 @@ void found(const char* kind, const char* words, const char* mend, Place here, Pl
 // Ctrl-C or the time limit came, the current thread (or the launcher) is there: says so, and ends it.
 [[noreturn]] void stop(Place here);
 [[noreturn]] void stop_launcher(Place here);
-[[noreturn]] void leave_launcher(const char* words, Place here);  // says why, and returns to Python
+extern const char* const ON_HOST;  // what to say where there is no other help
+[[noreturn]] void leave_launcher(const char* words, Place here, const char* mend = ON_HOST);  // returns to Python
 [[noreturn]] void leave_launcher();
 bool found_again(const char* kind, Place here, Place other);  // counts it, if it was found before
 const char* text(const char* format, ...);                    // printf into one of a few buffers, for the words above

@@ -79,8 +79,8 @@ class Library:
             for option in DEFAULTS:
                 self._library.emulator_set(option.encode(), ctypes.c_int64(options.get(option, DEFAULTS[option])))
             self._library.emulator_set(b"interruptible", ctypes.c_int64(_stops_at_ctrl_c()))
+            self._guard(taken, arguments)
             if self._checked:                                           # arrays are copied, apart from each other
-                self._guard(taken, arguments)
                 words = [self._library.emulator_guarded(ctypes.c_void_p(word)) if isinstance(x, np.ndarray) else word
                          for word, x in zip(words, arguments, strict=True)]
             words = iter(words)
