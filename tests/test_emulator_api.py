@@ -101,7 +101,9 @@ def test_symbols(cu, checked):
     for n in (1, 2):
         assert kernels.run(w * n, x, y, count) == 0
         assert (y == np.tile(w * n, 16)).all() and count[0] == 64
-    assert kernels.too_much(w) == 3
+    with emulator.watch() as report:
+        assert kernels.too_much(w) == 3
+    assert ["of a symbol in kernel.cu" in f.text for f in report.findings] == [True] * 3
 
 
 def test_managed_memory_is_the_cpus_too(cu):

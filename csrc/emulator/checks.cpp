@@ -319,7 +319,7 @@ void check_alignment(const Region& r, uint64_t address, size_t bytes, size_t mul
 // The launcher is code of the CPU.
 void check_launcher(const void* pointer, Kind kind, Code code) {
   if (launched != nullptr || !in_launcher()) return;
-  if (const Allocation* a = allocation_of(pointer))
+  if (const Allocation* a = allocation_of(pointer); a != nullptr && !a->managed)
     leave_launcher(
         text("the launcher %s the memory allocated in line %d in {0}: the CPU has no access to memory of the "
              "GPU",

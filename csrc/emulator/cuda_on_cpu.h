@@ -421,7 +421,8 @@ const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 }
 namespace emulator {
-cudaError_t allocate(void** pointer, size_t bytes, Where where);
+cudaError_t allocate(void** pointer, size_t bytes, Where where, bool managed = false);
+bool fits(size_t symbol, size_t offset, size_t bytes, Where where);  // a copy to or from a symbol of so many bytes
 cudaError_t release(void* pointer, Where where);
 cudaError_t copy(void* to, const void* from, size_t bytes, Where where, cudaMemcpyKind kind = cudaMemcpyDefault);
 cudaError_t set(void* pointer, int value, size_t bytes, Where where);
@@ -457,21 +458,21 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
 constexpr unsigned cudaMemAttachGlobal = 1, cudaMemAttachHost = 2;
 template <class T>
 cudaError_t cudaMallocManaged(T** pointer, size_t bytes, unsigned = cudaMemAttachGlobal, EMULATOR_WHERE) {
-  cudaError_t error = emulator::allocate(reinterpret_cast<void**>(pointer), bytes, where);
+  cudaError_t error = emulator::allocate(reinterpret_cast<void**>(pointer), bytes, where, true);
   return error != cudaSuccess ? error : emulator::set(*pointer, 0xff, bytes, where);
 }
 // A symbol is a __constant__ or __device__ variable: an ordinary one here, whose size the compiler knows.
 template <class T>
 cudaError_t cudaMemcpyToSymbol(const T& symbol, const void* from, size_t bytes, size_t offset = 0,
                                cudaMemcpyKind = cudaMemcpyHostToDevice, EMULATOR_WHERE) {
-  char* to = const_cast<char*>(reinterpret_cast<const char*>(&symbol)) + offset;
-  return emulator::copy(bytes <= sizeof symbol && offset <= sizeof symbol - bytes ? to : nullptr, from, bytes, where);
+  if (!emulator::fits(sizeof symbol, offset, bytes, where)) return cudaErrorInvalidValue;
+  return emulator::copy(const_cast<char*>(reinterpret_cast<const char*>(&symbol)) + offset, from, bytes, where);
 }
 template <class T>
 cudaError_t cudaMemcpyFromSymbol(void* to, const T& symbol, size_t bytes, size_t offset = 0,
                                  cudaMemcpyKind = cudaMemcpyDeviceToHost, EMULATOR_WHERE) {
-  const char* from = reinterpret_cast<const char*>(&symbol) + offset;
-  return emulator::copy(to, bytes <= sizeof symbol && offset <= sizeof symbol - bytes ? from : nullptr, bytes, where);
+  if (!emulator::fits(sizeof symbol, offset, bytes, where)) return cudaErrorInvalidValue;
+  return emulator::copy(to, reinterpret_cast<const char*>(&symbol) + offset, bytes, where);
 }
 template <class T>
 cudaError_t cudaGetSymbolAddress(void** pointer, T& symbol) {

@@ -32,7 +32,7 @@ cudaError_t refuse(const char* kind, const char* words, const char* mend, Where 
 const char* wrong_side(const void* pointer, bool on_gpu) {
   const Allocation* a = allocation_of(pointer);
   if (on_gpu && a == nullptr && checks::is_of_cpu(pointer)) return "memory of the CPU";
-  return !on_gpu && a != nullptr ? "memory of the GPU" : nullptr;
+  return !on_gpu && a != nullptr && !a->managed ? "memory of the GPU" : nullptr;
 }
 
 constexpr const char* SIZE_IN_BYTES =
@@ -142,12 +142,12 @@ const Allocation* allocation_of(const void* pointer) {
   return p < a.begin + whole_pages(a.bytes) + GAP ? &a : nullptr;
 }
 
-cudaError_t allocate(void** pointer, size_t bytes, Where where) {
+cudaError_t allocate(void** pointer, size_t bytes, Where where, bool managed) {
   char* begin = map_apart(bytes);
   if (begin == nullptr) return *pointer = nullptr, last_error = cudaErrorMemoryAllocation;
   *pointer = begin;
   std::memset(begin, 0xff, bytes);  // NaN, whatever the type
-  allocations[begin] = {begin, bytes, where};
+  allocations[begin] = {begin, bytes, where, managed};
   checks::allocated(begin, bytes, where);
   return cudaSuccess;
 }
@@ -186,6 +186,15 @@ cudaError_t copy(void* to, const void* from, size_t bytes, Where where, cudaMemc
   copying = {nullptr, 0};
   checks::filled(to, bytes);
   return cudaSuccess;
+}
+
+bool fits(size_t symbol, size_t offset, size_t bytes, Where where) {
+  if (bytes <= symbol && offset <= symbol - bytes) return true;
+  refuse("out of bounds",
+         text("the launcher copies %lld bytes at byte %lld of a symbol in {0}, out of bounds: it has %zu bytes",
+              static_cast<long long>(bytes), static_cast<long long>(offset), symbol),
+         SIZE_IN_BYTES, where);
+  return false;
 }
 
 cudaError_t set(void* pointer, int value, size_t bytes, Where where) {

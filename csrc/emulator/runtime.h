@@ -127,6 +127,7 @@ struct Allocation {  // by cudaMalloc()
   char* begin;
   size_t bytes;
   Where where;
+  bool managed;  // by cudaMallocManaged(): the CPU has access too
 };
 const Allocation* allocation_of(const void* pointer);  // that it points into, or within GAP of it; null if none
 constexpr size_t GAP = 1 << 20;                        // bytes before and behind, where there is nothing
