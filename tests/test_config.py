@@ -25,6 +25,19 @@ def test_parameter_counts(preset):
     assert ModelConfig.preset(preset).num_parameters() == COUNTS[preset]
 
 
+def test_counts_of_relatives():
+    """Models that differ from a preset in a few fields: Mixtral 8x22B as released, Llama 3.2 1B, DistilGPT-2, and one
+    block of GPT-2."""
+    def count(preset, **changes):
+        return ModelConfig.preset(preset, **changes).num_parameters()
+
+    assert count("mixtral-8x22b", vocab_size=32768) == 140_630_071_296
+    assert count("llama3-8b", tied=True, n_layer=16, n_embd=2048, n_inner=8192) == 1_235_814_400
+    assert count("gpt2", n_layer=6) == 81_912_576
+    assert count("gpt2") - count("gpt2", n_layer=11) == 7_087_872
+    assert count("gpt2") - (50257 + 1024) * 768 == 85_056_000
+
+
 def test_rotary_tables_are_no_parameters():
     """Checkpoints of Llama 2 hold them as buffers, 64 numbers a layer, and are listed with that many more."""
     listed = {"llama2-7b": 6_738_417_664, "llama2-13b": 13_015_866_880, "llama2-70b": 68_976_653_312}

@@ -17,7 +17,7 @@ from minigpt.scale.planner.flops import forward_flops, layers, training_flops
 from minigpt.scale.planner.hardware import GPUS, PRECISIONS, ZERO_PAPER, Assumptions
 from minigpt.scale.planner.links import all_to_all_seconds, ring_bytes, ring_speed
 from minigpt.scale.planner.memory import activation_bytes, kv_cache_bytes, model_activation_bytes, state_bytes
-from minigpt.scale.planner.search import divisors, gpu_counts, layouts, search, usable_bytes
+from minigpt.scale.planner.search import TIE, _intricacy, divisors, gpu_counts, layouts, search, usable_bytes
 from minigpt.scale.planner.step import Job, Layout, _stages, bubble, estimate, memory, utilisation
 
 PF_DAYS = {"small": 2.60, "medium": 7.42, "large": 15.8, "xl": 27.5, "2.7b": 55.2, "6.7b": 139, "13b": 268,
@@ -40,8 +40,8 @@ def test_gpt3_table(name):
     N = ModelConfig.preset(f"gpt3-{name}").num_parameters()
     millions, flops = published.GPT3[name]
     assert abs(N / 1e6 / millions - 1) < 0.004
-    by_printed = 6 * millions * 1e6 * 300e9
-    assert close(by_printed, flops, 3) and close(by_printed / 8.64e19, PF_DAYS[name], 3)
+    by_count = 6 * N * 300e9
+    assert by_count == pytest.approx(flops, rel=0.006) and by_count / 8.64e19 == pytest.approx(PF_DAYS[name], rel=0.006)
 
 
 def test_gpt3_misprints():
@@ -96,12 +96,19 @@ def test_megatron_table(name, P, F):
 
 
 def test_days_of_training():
-    """8 T P / (n X): GPT-3 in 34 days, a trillion parameters in 84, as printed."""
-    assert 8 * 300e9 * 175e9 / (1024 * 140e12) / 86400 == pytest.approx(33.9, abs=0.05)
+    """GPT-3 in 34 days on 1024 A100 and a trillion parameters in 84 on 3072, as printed, from the count of FLOPs that
+    recomputing makes (the paper's 8 T P / (n X) leaves attention out)."""
     job, _ = published.megatron("1008.0B")
-    assert 8 * 450e9 * 1e12 / (3072 * 163e12) / 86400 == pytest.approx(83.2, abs=0.05)
-    seconds = training_flops(job.config, 2048, "full") * job.batch * 2048 / (3072 * 163e12)
-    assert seconds == pytest.approx(102.6, abs=0.05)
+    for config, tokens, gpus, reached, days in ((ModelConfig.preset("gpt3-175b"), 300e9, 1024, 140e12, 34),
+                                                (job.config, 450e9, 3072, 163e12, 84)):
+        assert training_flops(config, 2048, "full") * tokens / (gpus * reached) / 86400 == pytest.approx(days, rel=0.03)
+
+
+def test_utilisation_of_the_trillion():
+    """Korthikanti et al., table 5: 71.49 s a step of 512 texts on 512 A100 are 56.3 % MFU."""
+    job, _ = published.megatron("1008.0B")
+    mfu = utilisation(512 * 2048 / 71.49, training_flops(job.config, 2048), 512, GPUS["a100"].peak)
+    assert mfu == pytest.approx(0.563, abs=5e-4)
 
 
 def test_model_flops_without_recomputation():
@@ -117,9 +124,10 @@ def test_model_flops_without_recomputation():
 def test_megatron_core_table(name):
     """The name is the count; the printed share is of 989 TFLOP/s."""
     *_, measured, percent = published.MEGATRON_CORE[name]
-    N = published.megatron_core(name)[0].config.num_parameters()
-    assert abs(N / 1e9 / float(name[:-1]) - 1) < 0.03
-    assert abs(100 * measured / 989 - percent) <= 1
+    job, fixed = published.megatron_core(name)
+    assert job.config.num_parameters() / 1e9 == pytest.approx(float(name[:-1]), rel=0.03)
+    assert 1e14 * measured / job.gpu.peak == pytest.approx(percent, abs=1)
+    assert job.batch % (job.gpus // math.prod(fixed.values())) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -134,14 +142,13 @@ def test_palms_utilisation():
     assert utilisation(65.43e3, 6 * 530e9, 2240, 312e12) == pytest.approx(0.2977, abs=5e-5)      # MT-NLG
 
 
-def test_llama3_table():
-    """Table 4: its shares are of 989 TFLOP/s; 16 M tokens a step; and 6 N D = 3.8e25 for 15.6 T tokens."""
-    for gpus, tensor, context, pipeline, data, T, batch, teraflops, percent in (
-            (8192, 8, 1, 16, 64, 8192, 32, 430, 43), (16384, 8, 1, 16, 128, 8192, 16, 400, 41),
-            (16384, 8, 16, 16, 8, 131072, 16, 380, 38)):
-        assert tensor * context * pipeline * data == gpus and data * batch * T == 16_777_216
-        assert abs(100 * teraflops / 989 - percent) < 1
-    assert 6 * ModelConfig.preset("llama3-405b").num_parameters() * 15.6e12 == pytest.approx(3.80e25, rel=1e-3)
+@pytest.mark.parametrize("name, data, percent", [("405B on 8,192", 64, 43), ("405B on 16,384", 128, 41)])
+def test_llama3_table(name, data, percent):
+    """Table 4: the data-parallel groups, 16 M tokens a step, shares of the GPU's peak; and 3.8e25 FLOPs in all."""
+    job, fixed = published.llama3(name)
+    assert job.gpus == data * math.prod(fixed.values()) and job.batch * job.T == 16_777_216
+    assert 1e14 * published.LLAMA3_405B[name][-1] / job.gpu.peak == pytest.approx(percent, abs=1)
+    assert 6 * job.config.num_parameters() * 15.6e12 == pytest.approx(3.80e25, rel=1e-3)
 
 
 def test_bubble():
@@ -237,11 +244,13 @@ def test_chinchilla():
 
 
 def test_chinchillas_table():
-    """Table 3: C = 6 N D to 5 %."""
+    """Table 3, from the paper's first approach: the fit that plans use asks for the same sizes within a quarter, the
+    constants as printed for half of Chinchilla's own."""
     for N, C, D in ((400e6, 1.92e19, 8.0e9), (1e9, 1.21e20, 20.2e9), (10e9, 1.23e22, 205.1e9), (67e9, 5.76e23, 1.5e12),
                     (175e9, 3.85e24, 3.7e12), (280e9, 9.90e24, 5.9e12), (520e9, 3.43e25, 11.0e12),
                     (1e12, 1.27e26, 21.2e12), (10e12, 1.30e28, 216.2e12)):
-        assert 0.95 < C / (6 * N * D) < 1.01
+        assert chinchilla.REFIT.best_size(C) == pytest.approx((N, D), rel=0.25)
+    assert chinchilla.PRINTED.best_size(5.76e23)[0] < 67e9 / 2
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -310,11 +319,9 @@ def test_search_finds_the_best_of_all():
     assert all(sum(each.memory.values()) <= usable_bytes(job) for each in found.fitting)
     assert all(held > usable_bytes(job) for _, held in found.too_large)
     best, fastest = found.fitting[0], max(each.tokens_per_second for each in found.fitting)
-    assert best.tokens_per_second >= 0.99 * fastest
-    simpler = [each for each in found.fitting if each.layout.tensor * each.layout.pipeline < best.layout.tensor
-               * best.layout.pipeline or each.layout.zero < best.layout.zero]
-    assert all(each.tokens_per_second < 0.99 * fastest or each.layout.tensor * each.layout.pipeline
-               > best.layout.tensor * best.layout.pipeline for each in simpler)
+    as_fast = [each for each in found.fitting if each.tokens_per_second >= (1 - TIE) * fastest]
+    assert best in as_fast and _intricacy(best) == min(map(_intricacy, as_fast))
+    assert best.layout.tensor * best.layout.pipeline * best.layout.expert == 1 and len(as_fast) > 1
     assert search(job, tensor=8).fitting[0].layout.tensor == 8
     crowded = replace(job, assume=Assumptions(gpus_per_node=64))
     assert {layout.tensor for layout in layouts(crowded, {})} == {1, 2, 4, 8}        # 16 do not divide 8 heads of keys

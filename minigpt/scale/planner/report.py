@@ -25,8 +25,7 @@ def text(plan: dict) -> str:
     parts = [_model(plan["model"]), compute_optimal(plan["compute_optimal"]), _best(best, cluster),
              _memory(best, cluster, plan["same_layout"]), _time(best),
              _training(plan["training"], cluster, best["gpus"]), _inference(plan["inference"], plan["model"]["T"]),
-             _search(plan["search"]),
-             _assumed(plan["assumptions"], cluster)]
+             _search(plan["search"]), _assumed(plan["assumptions"], cluster)]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
