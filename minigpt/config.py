@@ -58,7 +58,7 @@ class ModelConfig:
     gate: str = "softmax"               # what makes scores of the router's logits; or "sigmoid"
     normalize_gates: bool = True        # the gates of a token's experts add up to 1, before route_scale
     route_scale: float = 1.0            # what the gates are multiplied by
-    n_expert_group: int = 1             # a token first chooses groups of experts ...
+    n_expert_group: int = 1             # a token first chooses groups of experts, by their two best (DeepSeek-V3), ...
     n_expert_group_active: int = 1      # ... so many, and its experts from these
     router_bias: bool = False           # added to the scores for the choice alone, moved by the load (aux-loss-free)
     router_bias_rate: float = 0.001     # how far a step of training moves it
@@ -312,6 +312,7 @@ PRESETS = {
     "mixtral-8x22b": dict(MIXTRAL, block_size=65536, n_layer=56, n_head=48, n_embd=6144, n_inner=16384),
     "deepseek-v2-lite": dict(DEEPSEEK_V2, n_layer=27, n_head=16, n_embd=2048, n_inner=10944, n_expert=64,
                              expert_inner=1408),
+    # its shape; groups are chosen as in V3, by the sum of their two best scores, where V2 took the best one's
     "deepseek-v2": dict(DEEPSEEK_V2, n_layer=60, n_head=128, n_embd=5120, n_inner=12288, q_lora_rank=1536, n_expert=160,
                         expert_inner=1536, route_scale=16.0, n_expert_group=8, n_expert_group_active=3),
     "deepseek-v3": dict(DEEPSEEK, **DEEPSEEK_V3_EXPERTS, vocab_size=129280, n_layer=61, n_head=128, n_embd=7168,

@@ -1,8 +1,9 @@
 """The GPT: forward pass and hand-written backward pass, written once over `ops` (and +) for every backend.
 
 Read `_trunk_forward` and `_trunk_backward` side by side: each line of the one has its counterpart in the other, in
-reverse order; then the three pairs that they call, `_norm_*`, `_attention_*` and `_mlp_*`. Shapes stand at the end of
-the lines, in the letters of numpy_ops.py: C = n_embd, H = n_head, Hkv = n_kv_head, D = C / H, F = n_inner.
+reverse order; then the three pairs that they call, `_norm_*`, `_attention_*` and `mlp_*`. Two branches have a file of
+their own, with the same pair of functions: latent_attention.py, and moe.py, the mixture of experts. Shapes stand at the
+end of the lines, in the letters of numpy_ops.py: C = n_embd, H = n_head, Hkv = n_kv_head, D = head_size, F = n_inner.
 
 The residual stream `h` runs through all layers; each norm adds to it what the last branch (attention or MLP) made, and
 hands the normalised sum to the next branch. Activations and gradients live in buffers that the model keeps, because
@@ -54,15 +55,16 @@ class GPT:
             raise TypeError(f"GPT: ops is {ops!r}, must be a backend's name or module")
         if config.n_expert and not hasattr(self.ops, "moe_router_forward"):
             raise ValueError(f"GPT: ops is {self.ops.name!r}, must be numpy or cpp: others have no mixture of experts")
-        self.params = _random_params(config, seed) if params is None else _checked_params(config, params)
+        self.params = random_params(config, seed) if params is None else checked_params(config, params)
         self.dtype = self.params["wte"].dtype
         self.losses = None
         self.router_loss, self.expert_counts = 0.0, {}
         self.eos_token_id = None            # where generate() ends a text; from_pretrained sets it
         self._buffers = {}                  # {name: (flat array, the view of it that was last in use)}
-        self._saved = {}                    # {part of the model: what its backward pass needs from its forward pass}
+        self.saved, self.keep = {}, False   # {part of the model: what its backward pass needs}, and whether it is kept
+        self.share = 1.0                    # the last backward pass' part of all targets, which router_loss counts with
         if config.position == "rope":
-            self._cos, self._sin = rope_tables(config.block_size, config.rope_size, config.rope_base, dtype=self.dtype)
+            self.cos, self.sin = rope_tables(config.block_size, config.rope_size, config.rope_base, dtype=self.dtype)
 
     def num_parameters(self) -> int:
         return self.config.num_parameters()
@@ -88,7 +90,7 @@ class GPT:
             self.params[name][:len(old)] = old[:new_num_tokens]
             self.params[name][len(old):] = old.mean(axis=0)
         self.__dict__.pop("grads", None)
-        self._saved = {}
+        self.saved = {}
         return self.params["wte"]
 
     def __repr__(self):
@@ -115,20 +117,20 @@ class GPT:
             raise ValueError("GPT.forward: a cache was given with targets, must be None when training")
         y = self._trunk_forward(tokens, None, keep=True)                                            # (B, T, C)
         logits, lse, targets, counted = self._losses_forward(y, targets)
-        self._saved["head"] = y, logits, lse, targets, counted
+        self.saved["head"] = y, logits, lse, targets, counted
         return self._mean_loss(counted)
 
     def backward(self, divisor: int | None = None):
         """Adds the gradient of sum(losses) / divisor, of the last forward pass with targets, to `grads`. divisor is the
         number of targets counted in that pass unless given: with gradient accumulation, give the number in all of
         the micro-batches together."""
-        if "head" not in self._saved:
+        if "head" not in self.saved:
             raise ValueError("GPT.backward: there is no forward pass with targets to go back through")
-        y, logits, lse, targets, counted = self._saved.pop("head")
+        y, logits, lse, targets, counted = self.saved.pop("head")
         dloss = 1.0 / max(counted if divisor is None else divisor, 1)
-        self._share = counted * dloss       # this pass' share of the whole, which its router_loss counts with
+        self.share = counted * dloss
         dlogits = self.ops.cross_entropy_backward(dloss, logits, targets, lse, grads=logits)        # (B, T, V)
-        dy = self._buffer("dy", *y.shape)
+        dy = self.buffer("dy", *y.shape)
         head = self._head_name()
         self.ops.linear_backward(dlogits, y, self.params[head], grads=(dy, self.grads[head], None), accumulate=True)
         self._trunk_backward(dy)
@@ -143,9 +145,9 @@ class GPT:
         """tokens (B, T) -> the output of the last norm (B, T, C)."""
         tokens = self._checked_tokens(tokens, cache)
         position = 0 if cache is None else cache.length
-        self._saved, self._keep, self.router_loss = {}, keep, 0.0
+        self.saved, self.keep, self.router_loss = {}, keep, 0.0
         wte, wpe = self.params["wte"], self.params.get("wpe")
-        h = self._buffer("embedding", *tokens.shape, self.config.n_embd)
+        h = self.buffer("embedding", *tokens.shape, self.config.n_embd)
         self.ops.embedding_forward(tokens, wte, wpe, position, out=h)                               # (B, T, C)
         branch = None                                                                               # (B, T, C)
         for i in range(self.config.n_layer):
@@ -157,7 +159,7 @@ class GPT:
         if cache is not None:
             cache.length += tokens.shape[1]
         if keep:
-            self._saved["embedding"] = tokens
+            self.saved["embedding"] = tokens
         return y
 
     def _trunk_backward(self, dy):
@@ -169,7 +171,7 @@ class GPT:
             dy = self._attention_backward(f"h.{i}.attn", dh)
             dh = self._norm_backward(f"h.{i}.norm1", dh, dy)
         grads = self.grads["wte"], self.grads.get("wpe")
-        self.ops.embedding_backward(dh, self._saved["embedding"], self.params["wte"], self.params.get("wpe"),
+        self.ops.embedding_backward(dh, self.saved["embedding"], self.params["wte"], self.params.get("wpe"),
                                     grads=grads, accumulate=True)
 
     # -----------------------------------------------------------------------------------------------------------
@@ -177,35 +179,35 @@ class GPT:
 
     def _norm_forward(self, name, h, branch):
         """h and branch (B, T, C; no branch before the first norm) -> their sum h, and y = norm(h), (B, T, C) each."""
-        ops, eps, own = self.ops, self.config.norm_eps, self._own(name)
-        weight, bias = self._weight_and_bias(name)                                                  # (C,)
-        y, rstd = self._buffer(own + ".y", *h.shape), self._buffer(own + ".rstd", *h.shape[:-1])
+        ops, eps, own = self.ops, self.config.norm_eps, self.own(name)
+        weight, bias = self.weight_and_bias(name)                                                   # (C,)
+        y, rstd = self.buffer(own + ".y", *h.shape), self.buffer(own + ".rstd", *h.shape[:-1])
         mean = None
         if self.config.norm == "rmsnorm":
             if branch is not None:
-                h = np.add(h, branch, out=self._buffer(own + ".h", *h.shape))
+                h = np.add(h, branch, out=self.buffer(own + ".h", *h.shape))
             ops.rmsnorm_forward(h, weight, eps, out=(y, rstd))
         else:
-            mean = self._buffer(own + ".mean", *h.shape[:-1])
+            mean = self.buffer(own + ".mean", *h.shape[:-1])
             if branch is None:
                 ops.layernorm_forward(h, weight, bias, eps, out=(y, mean, rstd))
             else:
-                out = (self._buffer(own + ".h", *h.shape), y, mean, rstd)
+                out = (self.buffer(own + ".h", *h.shape), y, mean, rstd)
                 h, y, mean, rstd = ops.residual_layernorm_forward(branch, h, weight, bias, eps, out=out)
-        if self._keep:
-            self._saved[name] = h, mean, rstd
+        if self.keep:
+            self.saved[name] = h, mean, rstd
         return h, y
 
     def _norm_backward(self, name, dh, dy):
         """dy (B, T, C) reaches h through the norm, dh past it along the stream (not after the last norm, where it is
         None) -> the whole gradient of h, which is that of the stream before and of the branch alike. In place in dh."""
-        h, mean, rstd = self._saved[name]
-        (weight, _), (dweight, dbias) = self._weight_and_bias(name), self._their_grads(name)        # (C,)
+        h, mean, rstd = self.saved[name]
+        (weight, _), (dweight, dbias) = self.weight_and_bias(name), self.grads_of(name)             # (C,)
         ops, last = self.ops, dh is None
         if last:
-            dh = self._buffer("dh", *h.shape)
+            dh = self.buffer("dh", *h.shape)
         if self.config.norm == "rmsnorm":
-            dx = dh if last else self._buffer("dx", *h.shape)
+            dx = dh if last else self.buffer("dx", *h.shape)
             ops.rmsnorm_backward(dy, h, weight, rstd, grads=(dx, dweight), accumulate=True)
             if not last:
                 dh += dx
@@ -222,88 +224,88 @@ class GPT:
         """x (B, T, C) -> branch (B, T, C). `cache` is this layer's part of the KVCache, or None."""
         if self.config.kv_lora_rank:
             return latent_attention_forward(self, name, x, position, cache)
-        (B, T, C), config, ops, own = x.shape, self.config, self.ops, self._own(name)
-        qkv = self._buffer(own + ".qkv", B, T, (config.n_head + 2 * config.n_kv_head) * config.head_size)
-        self._linear_forward(name + ".qkv", x, qkv)                                                 # (B, T, (H+2Hkv)D)
+        (B, T, C), config, ops, own = x.shape, self.config, self.ops, self.own(name)
+        qkv = self.buffer(own + ".qkv", B, T, (config.n_head + 2 * config.n_kv_head) * config.head_size)
+        self.linear_forward(name + ".qkv", x, qkv)                                                  # (B, T, (H+2Hkv)D)
         q, k, v = self._split_heads(qkv)                                                            # (B, H | Hkv, T, D)
         if config.position == "rope":
-            cos, sin = self._cos[position:position + T], self._sin[position:position + T]           # (T, D/2)
+            cos, sin = self.cos[position:position + T], self.sin[position:position + T]             # (T, D/2)
             ops.rope_forward(q, cos, sin, out=q)
             ops.rope_forward(k, cos, sin, out=k)
         if cache is not None:
             k, v = cache.append(position, k, v)                                                     # (B, Hkv, Tk, D)
-        y, lse = self._buffer(own + ".y", B, T, C), self._buffer(own + ".lse", B, config.n_head, T)
-        out = self._heads(y)                                                                        # (B, H, T, D)
+        y, lse = self.buffer(own + ".y", B, T, C), self.buffer(own + ".lse", B, config.n_head, T)
+        out = self.heads(y)                                                                         # (B, H, T, D)
         ops.attention_forward(q, k, v, config.causal, out=(out, lse))
-        if self._keep:
-            self._saved[name] = x, q, k, v, y, lse
-        return self._linear_forward(name + ".proj", y, self._buffer("branch", B, T, C))
+        if self.keep:
+            self.saved[name] = x, q, k, v, y, lse
+        return self.linear_forward(name + ".proj", y, self.buffer("branch", B, T, C))
 
     def _attention_backward(self, name, dbranch):
         """dbranch (B, T, C) -> dx (B, T, C)."""
         if self.config.kv_lora_rank:
             return latent_attention_backward(self, name, dbranch)
-        x, q, k, v, y, lse = self._saved[name]
+        x, q, k, v, y, lse = self.saved[name]
         (B, T, C), config, ops = x.shape, self.config, self.ops
-        dy = self._linear_backward(name + ".proj", dbranch, y, self._buffer("dattention", B, T, C))
-        dqkv = self._buffer("dqkv", B, T, (config.n_head + 2 * config.n_kv_head) * config.head_size)
+        dy = self.linear_backward(name + ".proj", dbranch, y, self.buffer("dattention", B, T, C))
+        dqkv = self.buffer("dqkv", B, T, (config.n_head + 2 * config.n_kv_head) * config.head_size)
         dq, dk, dv = self._split_heads(dqkv)                                                        # (B, H | Hkv, T, D)
-        ops.attention_backward(self._heads(dy), q, k, v, self._heads(y), lse, config.causal, grads=(dq, dk, dv))
+        ops.attention_backward(self.heads(dy), q, k, v, self.heads(y), lse, config.causal, grads=(dq, dk, dv))
         if config.position == "rope":
-            ops.rope_backward(dq, self._cos[:T], self._sin[:T], grads=dq)
-            ops.rope_backward(dk, self._cos[:T], self._sin[:T], grads=dk)
-        return self._linear_backward(name + ".qkv", dqkv, x, self._buffer("dy", B, T, C))
+            ops.rope_backward(dq, self.cos[:T], self.sin[:T], grads=dq)
+            ops.rope_backward(dk, self.cos[:T], self.sin[:T], grads=dk)
+        return self.linear_backward(name + ".qkv", dqkv, x, self.buffer("dy", B, T, C))
 
-    def _heads(self, x):
+    def heads(self, x):
         """The view of x (B, T, n D) as heads, (B, n, T, D): nothing is copied."""
         B, T, C = x.shape
         return x.reshape(B, T, -1, self.config.head_size).transpose(0, 2, 1, 3)
 
     def _split_heads(self, qkv):
         """The views q (B, H, T, D), k and v (B, Hkv, T, D) of the packed projection (B, T, (H + 2 Hkv) D)."""
-        heads, H, Hkv = self._heads(qkv), self.config.n_head, self.config.n_kv_head
+        heads, H, Hkv = self.heads(qkv), self.config.n_head, self.config.n_kv_head
         return heads[:, :H], heads[:, H:H + Hkv], heads[:, H + Hkv:]
 
     # -----------------------------------------------------------------------------------------------------------
     # the MLP, or the mixture of experts in its place (moe.py)
 
     def _feed_forward(self, i, x):
-        forward = experts_forward if self.config.has_experts(i) else GPT._mlp_forward
+        forward = experts_forward if self.config.has_experts(i) else GPT.mlp_forward
         return forward(self, f"h.{i}.mlp", x)
 
     def _feed_backward(self, i, dbranch):
-        backward = experts_backward if self.config.has_experts(i) else GPT._mlp_backward
+        backward = experts_backward if self.config.has_experts(i) else GPT.mlp_backward
         return backward(self, f"h.{i}.mlp", dbranch)
 
-    def _mlp_forward(self, name, x):
+    def mlp_forward(self, name, x):
         """x (B, T, C) -> branch (B, T, C)."""
-        (B, T, C), own = x.shape, self._own(name)
-        F = len(self._weight_and_bias(name + ".up")[0])                     # of the MLP or of the shared expert
-        act, up = self._buffer(own + ".act", B, T, F), self._buffer(own + ".up", B, T, F)
+        (B, T, C), own = x.shape, self.own(name)
+        F = len(self.weight_and_bias(name + ".up")[0])                      # of the MLP or of the shared expert
+        act, up = self.buffer(own + ".act", B, T, F), self.buffer(own + ".up", B, T, F)
         gate = None
         if self.config.activation == "swiglu":
-            gate = self._linear_forward(name + ".gate", x, self._buffer(own + ".gate", B, T, F))    # (B, T, F)
-            self._linear_forward(name + ".up", x, up)                                               # (B, T, F)
+            gate = self.linear_forward(name + ".gate", x, self.buffer(own + ".gate", B, T, F))      # (B, T, F)
+            self.linear_forward(name + ".up", x, up)                                                # (B, T, F)
             self.ops.swiglu_forward(gate, up, out=act)                                              # (B, T, F)
         else:
-            self.ops.linear_gelu_forward(x, *self._weight_and_bias(name + ".up"), out=(act, up))    # (B, T, F)
-        if self._keep:
-            self._saved[name] = x, gate, up, act
-        return self._linear_forward(name + ".down", act, self._buffer("branch", B, T, C))
+            self.ops.linear_gelu_forward(x, *self.weight_and_bias(name + ".up"), out=(act, up))     # (B, T, F)
+        if self.keep:
+            self.saved[name] = x, gate, up, act
+        return self.linear_forward(name + ".down", act, self.buffer("branch", B, T, C))
 
-    def _mlp_backward(self, name, dbranch):
+    def mlp_backward(self, name, dbranch):
         """dbranch (B, T, C) -> dx (B, T, C)."""
-        x, gate, up, act = self._saved[name]
-        dact = self._linear_backward(name + ".down", dbranch, act, self._buffer("dact", *act.shape))
-        dx = self._buffer("dy", *x.shape)
+        x, gate, up, act = self.saved[name]
+        dact = self.linear_backward(name + ".down", dbranch, act, self.buffer("dact", *act.shape))
+        dx = self.buffer("dy", *x.shape)
         if self.config.activation == "swiglu":
-            dgate, dup = self._buffer("dgate", *act.shape), self._buffer("dup", *act.shape)
+            dgate, dup = self.buffer("dgate", *act.shape), self.buffer("dup", *act.shape)
             self.ops.swiglu_backward(dact, gate, up, grads=(dgate, dup))                            # (B, T, F)
-            self._linear_backward(name + ".up", dup, x, dx)
-            dx += self._linear_backward(name + ".gate", dgate, x, self._buffer("dx", *x.shape))
+            self.linear_backward(name + ".up", dup, x, dx)
+            dx += self.linear_backward(name + ".gate", dgate, x, self.buffer("dx", *x.shape))
         else:
             dup = self.ops.gelu_backward(dact, up, grads=dact)                                      # (B, T, F)
-            self._linear_backward(name + ".up", dup, x, dx)
+            self.linear_backward(name + ".up", dup, x, dx)
         return dx
 
     # -----------------------------------------------------------------------------------------------------------
@@ -321,8 +323,8 @@ class GPT:
         targets = np.asarray(targets)
         if targets.shape != y.shape[:2]:
             raise ValueError(f"GPT.forward: targets has shape {targets.shape}, must be that of tokens, {y.shape[:2]}")
-        logits = self._head_forward(y, self._buffer("logits", *targets.shape, self.config.vocab_size))
-        out = self._buffer("losses", *targets.shape), self._buffer("lse", *targets.shape)
+        logits = self._head_forward(y, self.buffer("logits", *targets.shape, self.config.vocab_size))
+        out = self.buffer("losses", *targets.shape), self.buffer("lse", *targets.shape)
         self.losses, lse = self.ops.cross_entropy_forward(logits, targets, out=out)                 # (B, T)
         return logits, lse, targets, int(np.count_nonzero(targets != -100))
 
@@ -330,30 +332,31 @@ class GPT:
         return float(self.losses.sum(dtype=np.float64)) / max(counted, 1)
 
     # -----------------------------------------------------------------------------------------------------------
-    # helpers
+    # helpers, for the branches in files of their own too
 
-    def _weight_and_bias(self, name):
+    def weight_and_bias(self, name):
         """Those of a linear layer or norm, the bias None if it has none."""
         name = self.config.stored_name(name)
         return self.params[name + ".weight"], self.params.get(name + ".bias")
 
-    def _their_grads(self, name):
+    def grads_of(self, name):
+        """Their gradients, to be added to."""
         name = self.config.stored_name(name)
         return self.grads[name + ".weight"], self.grads.get(name + ".bias")
 
-    def _linear_forward(self, name, x, out):
-        return self.ops.linear_forward(x, *self._weight_and_bias(name), out=out)
+    def linear_forward(self, name, x, out):
+        return self.ops.linear_forward(x, *self.weight_and_bias(name), out=out)
 
-    def _linear_backward(self, name, dy, x, dx):
-        weight, _ = self._weight_and_bias(name)
-        self.ops.linear_backward(dy, x, weight, grads=(dx, *self._their_grads(name)), accumulate=True)
+    def linear_backward(self, name, dy, x, dx):
+        weight, _ = self.weight_and_bias(name)
+        self.ops.linear_backward(dy, x, weight, grads=(dx, *self.grads_of(name)), accumulate=True)
         return dx
 
-    def _own(self, name):
+    def own(self, name):
         """The prefix for a part's buffers: its own if backward will need them, else one for all layers."""
-        return name if self._keep else name.rpartition(".")[2]
+        return name if self.keep else name.rpartition(".")[2]
 
-    def _buffer(self, name, *shape):
+    def buffer(self, name, *shape):
         """The model's array of that name in the shape asked for, its contents undefined. It is made anew only when it
         has to grow."""
         flat, view = self._buffers.get(name, (None, None))
@@ -399,7 +402,7 @@ class GPT:
         return model
 
 
-def _random_params(config, seed):
+def random_params(config, seed):
     """GPT-2's start: normal with deviation 0.02, biases 0, norms 1; the two projections of a layer that are added to
     the residual stream start smaller by 1 / sqrt(2 n_layer), so that its variance does not grow with depth."""
     rng = np.random.default_rng(operator.index(seed))
@@ -415,7 +418,8 @@ def _random_params(config, seed):
     return params
 
 
-def _checked_params(config, params):
+def checked_params(config, params):
+    """params in the order of config.parameter_shapes(); ValueError or TypeError where they are others."""
     shapes = config.parameter_shapes()
     if not isinstance(params, dict) or not all(isinstance(param, np.ndarray) for param in params.values()):
         raise TypeError(f"GPT: params is {reprlib.repr(params)}, must be a dict of arrays")

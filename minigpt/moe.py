@@ -14,10 +14,10 @@ import numpy as np
 
 def experts_forward(model, name, x):
     """x (B, T, C) -> branch (B, T, C)."""
-    (B, T, C), config, ops, own, buffer = x.shape, model.config, model.ops, model._own(name), model._buffer
+    (B, T, C), config, ops, own, buffer = x.shape, model.config, model.ops, model.own(name), model.buffer
     N, E, k, F = B * T, config.n_expert, config.n_expert_active, config.expert_inner
-    router, bias = model._weight_and_bias(name + ".router")
-    weight = {part: model._weight_and_bias(f"{name}.experts.{part}")[0] for part in ("gate", "up", "down")}
+    router, bias = model.weight_and_bias(name + ".router")
+    weight = {part: model.weight_and_bias(f"{name}.experts.{part}")[0] for part in ("gate", "up", "down")}
     x = x.reshape(N, C)
     logits = ops.linear_forward(x, router, out=buffer(own + ".logits", N, E))                       # (N, E)
     gates, experts = ops.moe_router_forward(logits, k, bias, config.gate, config.normalize_gates, config.route_scale,
@@ -29,22 +29,22 @@ def experts_forward(model, name, x):
     out = ops.grouped_linear_forward(act, weight["down"], offsets, out=buffer(own + ".out", N * k, C))      # (R, C)
     branch = ops.moe_combine_forward(out, gates, place, out=buffer("experts", N, C)).reshape(B, T, C)
     if config.n_expert_shared:
-        branch += model._mlp_forward(name + ".shared", x.reshape(B, T, C))
-    if model._keep:
-        model._saved[name] = x, logits, gates, experts, rows, place, offsets, gate, up, act, out
+        branch += model.mlp_forward(name + ".shared", x.reshape(B, T, C))
+    if model.keep:
+        model.saved[name] = x, logits, gates, experts, rows, place, offsets, gate, up, act, out
         _count(model, name, logits, experts, offsets)
     return branch
 
 
 def experts_backward(model, name, dbranch):
     """dbranch (B, T, C) -> dx (B, T, C)."""
-    x, logits, gates, experts, rows, place, offsets, gate, up, act, out = model._saved[name]
-    (N, C), config, ops, buffer = x.shape, model.config, model.ops, model._buffer
+    x, logits, gates, experts, rows, place, offsets, gate, up, act, out = model.saved[name]
+    (N, C), config, ops, buffer = x.shape, model.config, model.ops, model.buffer
 
     def through(part, dy, x, dx):
         """Back through one of the linear layers of all experts; dx names a buffer."""
         part, dx = f"{name}.experts.{part}", buffer(dx, *x.shape)
-        (weight, _), (dweight, _) = model._weight_and_bias(part), model._their_grads(part)
+        (weight, _), (dweight, _) = model.weight_and_bias(part), model.grads_of(part)
         ops.grouped_linear_backward(dy, x, weight, offsets, grads=(dx, dweight), accumulate=True)
         return dx
 
@@ -58,13 +58,13 @@ def experts_backward(model, name, dbranch):
     dlogits = ops.moe_router_backward(dgates, logits, experts, config.gate, config.normalize_gates,
                                       config.route_scale, grads=buffer("dlogits", *logits.shape))   # (N, E)
     if config.router_aux_loss or config.router_z_loss:
-        dbalance, dz = config.router_aux_loss * model._share, config.router_z_loss * model._share
+        dbalance, dz = config.router_aux_loss * model.share, config.router_z_loss * model.share
         dlogits += ops.router_losses_backward(dbalance, dz, logits, experts, config.gate)
-    (router, _), (drouter, _) = model._weight_and_bias(name + ".router"), model._their_grads(name + ".router")
+    (router, _), (drouter, _) = model.weight_and_bias(name + ".router"), model.grads_of(name + ".router")
     dx += ops.linear_backward(dlogits, x, router, grads=(buffer("dx", N, C), drouter, None), accumulate=True)[0]
     dx = dx.reshape(dbranch.shape)
     if config.n_expert_shared:
-        dx += model._mlp_backward(name + ".shared", dbranch)
+        dx += model.mlp_backward(name + ".shared", dbranch)
     return dx
 
 

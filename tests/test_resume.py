@@ -2,6 +2,7 @@
 saved, and resumes to the same bits."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from training import ROOT, at_step, names, tokens, trainer, weights
 from minigpt.config import ModelConfig
 from minigpt.model import GPT
 from minigpt.text import TextDataset
-from minigpt.train import checkpoint
+from minigpt.train import TrainingArguments, checkpoint
+from minigpt.train.trainer import EXACT
 
 KILLED = """
 import os, signal, sys
@@ -137,6 +140,18 @@ def test_a_resumed_run_must_be_the_same_run(tmp_path, change, named):
         run.train_dataset = TextDataset.from_tokens(change["data"], 17)
     with pytest.raises(ValueError, match=f"cannot resume from .*checkpoint-12: {named}"):
         run.train(resume_from_checkpoint=True)
+
+
+def test_every_argument_is_compared_or_known_not_to_matter():
+    """A new one has to be put into one of these: what the weights depend on must be the same in a resumed run."""
+    by_another_name = {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+                       "bf16", "fp16", "torch_compile"}
+    about_the_folder = {"output_dir", "logging_steps", "eval_strategy", "eval_steps", "per_device_eval_batch_size",
+                        "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end", "report_to",
+                        "disable_tqdm"}
+    the_same_numbers = {"gradient_checkpointing", "parallel"}
+    groups = [EXACT, by_another_name, about_the_folder, the_same_numbers]
+    assert sorted(itertools.chain(*groups)) == sorted(field.name for field in fields(TrainingArguments))
 
 
 def test_a_constant_learning_rate_lets_a_run_be_prolonged(tmp_path):

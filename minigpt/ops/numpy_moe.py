@@ -98,6 +98,11 @@ def _shares(logits, experts, gate):
     return s / s.sum(axis=-1, keepdims=True), f.astype(logits.dtype)
 
 
+def _log_sum_exp(logits):
+    m = logits.max(axis=-1, keepdims=True)                                                      # (N, 1)
+    return m + np.log(np.exp(logits - m).sum(axis=-1, keepdims=True))                           # (N, 1)
+
+
 def router_losses_forward(logits, experts, gate="softmax"):
     """Two numbers that training may add to the loss. logits (N, E), experts (N, k) -> balance (), z ().
 
@@ -108,9 +113,7 @@ def router_losses_forward(logits, experts, gate="softmax"):
     check.router_losses_forward(logits, experts, gate)
     p, f = _shares(logits, experts, gate)                                                       # (N, E), (E,)
     balance = logits.shape[1] * (f * p.mean(axis=0)).sum()
-    m = logits.max(axis=-1, keepdims=True)                                                      # (N, 1)
-    lse = m + np.log(np.exp(logits - m).sum(axis=-1, keepdims=True))                            # (N, 1)
-    return balance, (lse * lse).mean()
+    return balance, np.square(_log_sum_exp(logits)).mean()
 
 
 def router_losses_backward(dbalance, dz, logits, experts, gate="softmax", *, grads=None):
@@ -122,8 +125,7 @@ def router_losses_backward(dbalance, dz, logits, experts, gate="softmax", *, gra
     dbalance_dlogits = p * (dp - (p * dp).sum(axis=-1, keepdims=True))                          # (N, E)
     if gate == "sigmoid":
         dbalance_dlogits = dbalance_dlogits * (1.0 - _scores(logits, gate))
-    m = logits.max(axis=-1, keepdims=True)                                                      # (N, 1)
-    lse = m + np.log(np.exp(logits - m).sum(axis=-1, keepdims=True))                            # (N, 1)
+    lse = _log_sum_exp(logits)                                                                  # (N, 1)
     return store(dbalance_dlogits + dz * 2 * lse / N * np.exp(logits - lse), grads)
 
 

@@ -34,10 +34,11 @@ class Experts(nn.Module):
 
     def __init__(self, config, ops, shared=None):
         super().__init__()
-        C, E, F = config.n_embd, config.n_expert, config.expert_inner
+        C, E, width = config.n_embd, config.n_expert, config.expert_inner
         self.config, self.ops, self.group, self.counts, self.share = config, ops, None, None, 1.0
         self.router = Weight(E, C, bias=config.router_bias)
-        self.experts = nn.ModuleDict({"gate": Weight(E, F, C), "up": Weight(E, F, C), "down": Weight(E, C, F)})
+        self.experts = nn.ModuleDict({"gate": Weight(E, width, C), "up": Weight(E, width, C),
+                                      "down": Weight(E, C, width)})
         self.shared = shared
 
     def forward(self, x):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
-from ..model import GPT, _checked_params, _random_params
+from ..model import GPT, checked_params, random_params
 from ..ops import check, torch_ops
 from ..ops.numpy_ops import rope_tables
 from . import torch_kernels
@@ -57,7 +57,7 @@ class TorchGPT(nn.Module):
             self.norm = Norm(config, ops)
             if not config.tied:
                 self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        arrays = _random_params(config, seed) if params is None else _checked_params(config, params)
+        arrays = random_params(config, seed) if params is None else checked_params(config, params)
         self.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
         self._make_rope_tables()
 
@@ -268,10 +268,10 @@ class MLP(nn.Module):
 
     def __init__(self, config, ops, n_inner, bias):
         super().__init__()
-        C, F, self.ops = config.n_embd, n_inner, ops
-        self.gate = nn.Linear(C, F, bias=bias) if config.activation == "swiglu" else None
-        self.up = nn.Linear(C, F, bias=bias)
-        self.down = nn.Linear(F, C, bias=bias)
+        C, self.ops = config.n_embd, ops
+        self.gate = nn.Linear(C, n_inner, bias=bias) if config.activation == "swiglu" else None
+        self.up = nn.Linear(C, n_inner, bias=bias)
+        self.down = nn.Linear(n_inner, C, bias=bias)
 
     def forward(self, x):
         up = self.up(x)                                                                             # (B, T, F)

@@ -182,9 +182,9 @@ class Trainer:
             self._log_clock, self._log_tokens = now, 0
         improved = False
         due = self._is_time(args.eval_strategy, args.eval_steps or args.logging_steps)
-        if due or last and args.eval_strategy != "no":
+        if due or (last and args.eval_strategy != "no"):
             improved = self._evaluate_for_best()
-        if self._is_time(args.save_strategy, args.save_steps) or improved and args.save_strategy != "no":
+        if self._is_time(args.save_strategy, args.save_steps) or (improved and args.save_strategy != "no"):
             self._save()
 
     def _is_time(self, strategy, every):
