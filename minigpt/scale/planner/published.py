@@ -7,12 +7,14 @@ finds best; everything else is as it was run.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...config import ModelConfig
 from .flops import training_flops
 from .hardware import GPUS, PRECISIONS, Assumptions
 from .report import number
 from .search import search
-from .step import Job, Layout, estimate
+from .step import Estimate, Job, Layout, estimate
 
 # Narayanan et al. 2021 (arXiv:2104.04473), table 1: A100, V = 51200, T = 2048, full recomputation, no sequence
 # parallelism, unfused attention.
@@ -49,6 +51,11 @@ MEGATRON_CORE = {
 # GPUs, pipeline, TFLOP/s a GPU
 LLAMA3_405B = {"405B on 8,192": (8192, 16, 430), "405B on 16,384": (16384, 16, 400)}
 
+# Whole trainings. DeepSeek-V3 (arXiv:2412.19437): table 1, sections 3.1 and 4.2; its H800 is an H100 with less NVLink.
+# Llama 3.1's model card: the hours of all of its pre-training.
+# tokens, GPU-hours
+TRAININGS = {"DeepSeek-V3, H800": (14.8e12, 2.664e6), "Llama 3.1 405B, H100": (15.6e12, 30.84e6)}
+
 
 def megatron(name: str) -> tuple[Job, Layout]:
     """One of MEGATRON's rows as a job and the layout it ran in."""
@@ -70,6 +77,21 @@ def llama3(name: str) -> tuple[Job, dict]:
     gpus, p, _ = LLAMA3_405B[name]
     job = Job(ModelConfig.preset("llama3-405b"), 8192, 2048, GPUS["h100"], gpus, PRECISIONS["bf16"])
     return job, dict(tensor=8, pipeline=p)
+
+
+def training(name: str) -> tuple[Job, dict]:
+    """One of TRAININGS as a job and what is known of its layout."""
+    if name.startswith("Llama"):
+        return llama3("405B on 16,384")
+    h800 = replace(GPUS["h100"], nvlink=200e9)
+    job = Job(ModelConfig.preset("deepseek-v3"), 4096, 15360, h800, 2048, PRECISIONS["bf16"])
+    return job, dict(tensor=1, pipeline=16, expert=64, zero=1)
+
+
+def gpu_hours(found: Estimate, tokens: float, without: str | None = None) -> float:
+    """Of training on so many tokens by the estimated steps; without one of Estimate.seconds."""
+    share = 1 - found.seconds[without] / sum(found.seconds.values()) if without else 1.0
+    return share * tokens / found.tokens_per_second * found.layout.gpus / 3600
 
 
 def comparisons():
@@ -99,7 +121,7 @@ def markdown() -> str:
                      f"{sum(found.memory.values()) / 1e9:.0f} GB | {measured:g} | {planned:.0f} | "
                      f"{errors[source][-1]:+.0%} |")
     means = "; ".join(f"{source}: {sum(map(abs, each)) / len(each):.0%}" for source, each in errors.items())
-    return "\n".join([*lines, "", f"Mean size of the error: {means}.", *_counts()])
+    return "\n".join([*lines, "", f"Mean size of the error: {means}.", *_trainings(), *_counts()])
 
 
 PAGE = """\
@@ -113,6 +135,28 @@ between short kernels is not in the plan. Llama 3 recomputed nothing: on 8,192 G
 several runs of layers keep, that does not fit, so the plan recomputes, and is slower."""
 
 
+def _trainings():
+    lines = ["| training | GPUs | tensor, pipeline, expert, data | micro-batch, chunks, recomputation | tokens | "
+             "GPU-hours | planned | error | without the experts' traffic |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for name, (tokens, hours) in TRAININGS.items():
+        job, fixed = training(name)
+        found = search(job, **fixed).fitting[0]
+        layout, planned = found.layout, gpu_hours(found, tokens)
+        bare = number(gpu_hours(found, tokens, "expert parallel")) if job.config.n_expert else ""
+        lines.append(f"| {name} | {job.gpus:,} | {layout.tensor}, {layout.pipeline}, {layout.expert}, {layout.data} | "
+                     f"{layout.micro_batch}, {layout.chunks}, {layout.recompute} | {number(tokens)} | "
+                     f"{number(hours)} | {number(planned)} | {planned / hours - 1:+.0%} | {bare} |")
+    return ["", TRAININGS_TEXT, "", *lines]
+
+
+TRAININGS_TEXT = """\
+Whole trainings, in GPU-hours. Llama's hold longer texts too, and all that a plan of the steps leaves out. The plan of
+DeepSeek-V3 is no forecast: it computes in 16 bits, sends one 16-bit copy of a token to each of its eight experts, and
+hides nothing of that; DeepSeek-V3 computed in FP8, sent a token to at most four nodes, there in FP8, and hid it behind
+computing. Mixtures whose experts are spread over many nodes are planned too slow."""
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # counts
 
@@ -123,8 +167,9 @@ GPT3 = {"small": (125, 2.25e20), "medium": (356, 6.41e20), "large": (760, 1.37e2
 
 def _counts():
     lines = ["", "GPT-3's own table (Brown et al. 2020, table D.1), with 6 FLOPs a parameter and token and 300 billion",
-             "tokens, and beside it what attention makes of it:", "",
-             "| model | parameters printed | counted | FLOPs printed | 6 N D | exactly |", "|---|---|---|---|---|---|"]
+             "tokens, and beside it what attention adds, dense in all layers (GPT-3's alternated with sparse):", "",
+             "| model | parameters printed | counted | FLOPs printed | 6 N D | with dense attention |",
+             "|---|---|---|---|---|---|"]
     for name, (millions, flops) in GPT3.items():
         config = ModelConfig.preset(f"gpt3-{name}")
         N = config.num_parameters()

@@ -6,11 +6,11 @@ from .plan import layout_name
 
 ASSUMED = {
     "shapes": "of the best matrix product's speed, by a transformer's shapes (fitted to Megatron-LM's runs)",
-    "memory_efficiency": "of the memory's bandwidth, by everything else",
-    "link_efficiency": "of NVLink's and the network's speed, by collectives",
+    "memory_efficiency": "of the memory's bandwidth, by everything else (a guess)",
+    "link_efficiency": "of NVLink's and the network's speed, by collectives (a guess)",
     "gpus_per_node": "GPUs joined by NVLink; --gpus-per-node",
-    "reserved_bytes": "of each GPU's memory, left to CUDA, NCCL and fragmentation",
-    "server_factor": "watts of a server for each watt of its GPUs",
+    "reserved_bytes": "of each GPU's memory, left to CUDA, NCCL and fragmentation (a guess)",
+    "server_factor": "watts of a server for each watt of its GPUs (a guess)",
     "pue": "watts of the data centre for each watt of its servers; --pue",
     "fused_attention": "scores stay in registers, unless recompute is none",
     "dropout": "masks of dropout are kept",
@@ -25,7 +25,8 @@ def text(plan: dict) -> str:
     parts = [_model(plan["model"]), compute_optimal(plan["compute_optimal"]), _best(best, cluster),
              _memory(best, cluster, plan["same_layout"]), _time(best),
              _training(plan["training"], cluster, best["gpus"]), _inference(plan["inference"], plan["model"]["T"]),
-             _search(plan["search"]), _assumed(plan["assumptions"], cluster)]
+             _search(plan["search"]),
+             _assumed(plan["assumptions"], cluster, plan["model"]["n_expert"] > 0)]
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -104,8 +105,11 @@ def _search(found):
             *table([f"  {layout_name(row['layout'])}", row["reason"]] for row in found["rejected"])]
 
 
-def _assumed(assumptions, cluster):
+def _assumed(assumptions, cluster, mixture):
+    experts = ["  experts: evenly loaded, their products as efficient as dense ones, none of their traffic hidden"]
     return ["assumed:", *table([f"  {name}", f"{value:g}", ASSUMED[name]] for name, value in assumptions.items()),
+            *(experts if mixture else []),
+            "  energy: of all GPUs, idle ones too, at their full power however busy they are",
             f"  {cluster['gpu']}: {cluster['peak'] / 1e12:,.0f} TFLOP/s in 16 bits, {cluster['reached']:.0%} at best; "
             f"{cluster['memory'] / 1e9:,.0f} GB at {cluster['bandwidth'] / 1e12:.2f} TB/s",
             f"    NVLink {cluster['nvlink'] / 1e9:,.0f} GB/s, network {cluster['network'] / 1e9:,.0f} GB/s, one way; "

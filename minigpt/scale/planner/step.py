@@ -110,8 +110,11 @@ def memory(job: Job, layout: Layout) -> dict[str, float]:
     working, largest = np.zeros(p), _largest_layer(job.config, job.T)
     if layout.recompute == "full":                          # what one layer keeps while it is computed again
         working += activation_bytes(largest, tokens, recompute=_scores(job, layout), **options)
-    if layout.zero >= 3:                                    # a layer's whole weights, and the next one's on their way
-        working += 2 * (largest.dense + largest.experts / layout.expert) / t * job.precision.weight
+    layer, ends = largest.dense + largest.experts / layout.expert, _ends(job.config, p)
+    if layout.zero >= 2:                                    # the whole gradient of what is about to be shared out
+        working += np.maximum(layer, ends) / t * job.precision.gradient
+    if layout.zero >= 3:                                    # whole weights of a layer and the next one on its way; the
+        working += (2 * layer + ends) / t * job.precision.weight        # ends' embedding and head stay gathered
     working[-1] += tokens * 4 * job.config.vocab_size / t   # logits in fp32
     parts["working space"] = working
     fullest = np.argmax(sum(parts.values()))
@@ -198,8 +201,17 @@ def _stages(config, T, pipeline, chunks):
     if config.share_layers:                                 # all layers of a stage are one block
         stages.dense[:] /= stages.width / config.n_embd
         stages.experts[:] /= stages.width / config.n_embd
-    positions = config.block_size * config.n_embd if config.position == "learned" else 0
-    stages.dense[0] += config.vocab_size * config.n_embd + positions
-    if not config.tied or pipeline > 1:                     # on another stage a tied head is a copy
-        stages.dense[-1] += config.vocab_size * config.n_embd
+    stages.dense[:] += _ends(config, pipeline)
+    for values in vars(stages).values():
+        values.setflags(write=False)                        # the cache hands out the same arrays again
     return stages
+
+
+def _ends(config, pipeline):
+    """(p,): parameters of each stage outside its layers, which are gathered and shared out together, as FSDP does: the
+    embeddings in the first, the head in the last, a copy where it is tied. The last norm is left out."""
+    table = config.vocab_size * config.n_embd
+    ends = np.zeros(pipeline)
+    ends[0] += table + (config.block_size * config.n_embd if config.position == "learned" else 0)
+    ends[-1] += table if not config.tied or pipeline > 1 else 0
+    return ends
