@@ -21,10 +21,10 @@ OPS = ops.load("emulated")
 SIXTEEN_BITS = ("tensor_cores", "swizzled", "pipelined", "fused")
 
 
-def counted(size, op, *arguments, kernel):
+def counted(size, op, *arguments, **kernel):
     """The line that the header must have."""
     with emulator.watch() as report:
-        getattr(OPS, op)(*arguments, kernel=kernel)
+        getattr(OPS, op)(*arguments, **kernel)
     assert not report.findings, report
     sectors, accesses, lost = (sum(getattr(line, what) for line in report.lines if line.space == space)
                                for space, what in (("global", "sectors"), ("shared", "requests"),
@@ -71,3 +71,45 @@ def test_linear(kernel):
     x = np.ones((256, 256), np.float16 if kernel == "tensor_cores" else np.float32)
     expected = counted(f"I = J = R = 256, {x.dtype}", "linear_forward", x, x, kernel=kernel)
     assert in_header("linear", f"*_{kernel}.cu") == expected
+
+
+def numbers(*shape):
+    return np.ones(shape, np.float32)
+
+
+X, ROW, WEIGHT = numbers(64, 768), numbers(64), numbers(768)
+HEADS, TABLE, LOGITS, IDS = numbers(1, 1, 64, 64), numbers(64, 32), numbers(16, 50257), np.arange(16)
+TOKENS, VECTORS = np.arange(64)[None], numbers(64, 768)
+ONE_LINE = {
+    "gelu": ("64 x 768 numbers", (X,), (X, X)),
+    "swiglu": ("64 x 768 numbers", (X, X), (X, X, X)),
+    "rope": ("1 head, T 64, D 64", (HEADS, TABLE, TABLE), (HEADS, TABLE, TABLE)),
+    "rmsnorm": ("64 rows, C 768", (X, WEIGHT), (X, X, WEIGHT, ROW)),
+    "residual_layernorm": ("64 rows, C 768", (X, X, WEIGHT, WEIGHT), (X, X, X, WEIGHT, ROW, ROW)),
+    "cross_entropy": ("16 rows, V 50257", (LOGITS, IDS), (1.0, LOGITS, IDS, numbers(16))),
+    "embedding": ("64 tokens, C 768", (TOKENS, VECTORS), (VECTORS[None], TOKENS, VECTORS)),
+}
+
+
+@pytest.mark.parametrize("op", ONE_LINE)
+def test_forward_and_backward(op):
+    size, *arguments = ONE_LINE[op]
+    lines = re.findall(r"^// counted: .*$", (emulator.build.sources() / "cuda" / op / f"{op}.cu").read_text(),
+                       re.MULTILINE)
+    assert lines == [counted(f"{way}, {size}, float32", f"{op}_{way}", *given)
+                     for way, given in zip(("forward", "backward"), arguments, strict=True)]
+
+
+def test_adamw():
+    arrays = (numbers(64 * 768) for _ in range(4))
+    assert in_header("adamw", "adamw.cu") == counted("64 x 768 parameters, float32", "adamw", *arrays, 1, 0.1)
+
+
+@pytest.mark.parametrize("rows", [64, 256])
+def test_the_look_for_tokens_is_quadratic(rows):
+    """As the header of embedding says: 8 bytes for each pair of rows, once for 256 columns. (Sectors have 32.)"""
+    source = (emulator.build.sources() / "cuda" / "embedding" / "embedding.cu").read_text().splitlines()
+    with emulator.watch() as report:
+        OPS.embedding_backward(numbers(1, rows, 512), np.arange(rows)[None], numbers(rows, 512))
+    looked = [line for line in report.lines if "tokens[mine]" in source[int(line.place.rpartition(":")[2]) - 1]]
+    assert [line.sectors for line in looked] == [512 // 256 * rows * rows * 8 // 32]

@@ -329,6 +329,18 @@ def test_token_ids_on_the_gpu_are_looked_at_there_first(ops, torch, monkeypatch)
         ops.embedding_forward(OnGPU(torch.tensor([[4, 0]])), wte)
 
 
+def test_the_vendors_library_takes_tensors_only(ops, torch):
+    """A weight, or gradients, of NumPy beside a tensor on the GPU: the kernels copy them there."""
+    x = OnGPU(torch.ones(2, 8))
+    y = ops.linear_forward(x, np.ones((3, 8), np.float32))
+    assert y.tensor.tolist() == [[8] * 3] * 2
+    gelu, pre = ops.linear_gelu_forward(x, np.ones((3, 8), np.float32))
+    assert pre.tensor.tolist() == [[8] * 3] * 2 and gelu.tensor.tolist() == pre.tensor.tolist()
+    dweight = np.full((3, 8), np.nan, np.float32)
+    ops.linear_backward(y, x, OnGPU(torch.ones(3, 8)), grads=(None, dweight, None))
+    assert (dweight == 16).all()
+
+
 def test_arrays_on_two_gpus_are_refused(ops, torch):
     x, weight = OnGPU(torch.ones(3, 8)), OnGPU(torch.ones(8), number=1)
     with pytest.raises(ValueError, match="layernorm_forward: the arrays are on several GPUs"):

@@ -108,6 +108,18 @@ def test_the_vendors_library_is_called_as_the_kernels_are(accumulate):
         np.testing.assert_allclose(got, e, rtol=1e-5, atol=1e-5)
 
 
+def test_autograd_writes_nothing_down():
+    """Weights of a torch model require gradients; results of an op have none, and may be written into."""
+    torch = pytest.importorskip("torch")
+    x, weight, bias, dy = (torch.ones(*shape, requires_grad=True) for shape in ((2, 3), (4, 3), (4,), (2, 4)))
+    emulated = ops.load("emulated")
+    for out in (None, torch.empty(2, 4)):
+        assert not emulated._vendor_forward(torch, x, weight, bias, out).requires_grad
+    grads = torch.empty(2, 3), torch.empty(4, 3), torch.empty(4)
+    emulated._vendor_backward(torch, dy, x, weight, *grads, False)
+    assert grads[1].tolist() == [[2] * 3] * 4 and not any(grad.requires_grad for grad in grads)
+
+
 def test_bfloat16_of_numpy_goes_through():
     x = np.float32([[1.0, 2.5, -3.0]])
     y = ops.load("emulated").gelu_forward(budget16.to_stored(x, "bfloat16"))

@@ -166,17 +166,17 @@ def residual_layernorm_backward(dh, dy, h, weight, mean, rstd, *, grads=None, ac
 # linear. The ladder is there to be read; torch tensors on a GPU go to the vendor's library unless a rung is named
 
 
-def _vendor(call):
-    """torch, where the arrays are its tensors on a GPU."""
-    on_gpu = device(call.like) is not None and hasattr(owner(call.like), "data_ptr")
-    return sys.modules["torch"] if on_gpu else None
+def _vendor(*arrays):
+    """torch, where all of the arrays are its tensors on a GPU."""
+    given = [x for x in arrays if x is not None]
+    return sys.modules["torch"] if all(device(x) is not None and hasattr(owner(x), "data_ptr") for x in given) else None
 
 
 def linear_forward(x, weight, bias=None, *, kernel=None, out=None):
     call = Call(_machine, "linear_forward")
     x, weight, bias, out = call.views(x, weight, bias, out)
     check.linear_forward(x, weight, bias, kernel, kernels, out)
-    if kernel is None and (torch := _vendor(call)):
+    if kernel is None and (torch := _vendor(x, weight, bias, out)):
         return _vendor_forward(torch, *map(owner, (x, weight, bias, out)))
     rung = _rung("linear_forward", x, kernel)
     N, K = weight.shape
@@ -186,10 +186,11 @@ def linear_forward(x, weight, bias=None, *, kernel=None, out=None):
 
 
 def _vendor_forward(torch, x, weight, bias, out):
-    if out is None:
-        return torch.nn.functional.linear(x, weight, bias)
-    torch.matmul(x, weight.T, out=out)
-    return out if bias is None else out.add_(bias)
+    with torch.no_grad():                                           # as everywhere here, autograd writes nothing down
+        if out is None:
+            return torch.nn.functional.linear(x, weight, bias)
+        torch.matmul(x, weight.T, out=out)
+        return out if bias is None else out.add_(bias)
 
 
 def linear_backward(dy, x, weight, *, kernel=None, grads=None, accumulate=False):
@@ -202,7 +203,7 @@ def linear_backward(dy, x, weight, *, kernel=None, grads=None, accumulate=False)
     dx = call.write(dx, x.shape) if wants_dx else None
     dweight = call.add_to(dweight, weight.shape, accumulate)
     dbias = call.add_to(dbias, (N,), accumulate) if wants_dbias else None
-    if kernel is None and (torch := _vendor(call)):
+    if kernel is None and (torch := _vendor(dy, x, weight, dx, dweight, dbias)):
         _vendor_backward(torch, *map(owner, (dy, x, weight, dx, dweight, dbias)), accumulate)
     else:
         rung = _rung("linear_backward", x, kernel)
@@ -212,14 +213,15 @@ def linear_backward(dy, x, weight, *, kernel=None, grads=None, accumulate=False)
 
 
 def _vendor_backward(torch, dy, x, weight, dx, dweight, dbias, accumulate):
-    dy_rows, x_rows = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    if dx is not None:
-        torch.matmul(dy, weight, out=dx)
-    dweight.addmm_(dy_rows.T, x_rows, beta=int(accumulate))                 # beta = 0: what was there, NaN too, is gone
-    if dbias is not None and accumulate:
-        dbias.add_(dy_rows.sum(0))
-    elif dbias is not None:
-        torch.sum(dy_rows, 0, out=dbias)
+    with torch.no_grad():
+        dy_rows, x_rows = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        if dx is not None:
+            torch.matmul(dy, weight, out=dx)
+        dweight.addmm_(dy_rows.T, x_rows, beta=int(accumulate))             # beta = 0: what was there, NaN too, is gone
+        if dbias is not None and accumulate:
+            dbias.add_(dy_rows.sum(0))
+        elif dbias is not None:
+            torch.sum(dy_rows, 0, out=dbias)
 
 
 def linear_gelu_forward(x, weight, bias=None, *, out=None):
@@ -227,7 +229,7 @@ def linear_gelu_forward(x, weight, bias=None, *, out=None):
     x, weight, bias, out = call.views(x, weight, bias, out)
     check.linear_gelu_forward(x, weight, bias, out)
     y, pre = out or (None, None)
-    if torch := _vendor(call):
+    if torch := _vendor(x, weight, bias, y, pre):
         pre = _vendor_forward(torch, *map(owner, (x, weight, bias, pre)))
         return gelu_forward(pre, out=owner(y)), pre
     rung = _rung("linear_gelu_forward", x)

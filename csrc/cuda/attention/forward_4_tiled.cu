@@ -12,7 +12,8 @@
 //       +-----+    +-----------+   +-----+
 //
 // 16 threads share 8 rows; a warp has 16 rows, its two half warps take turns. Thread x of the 16 computes, in each of
-// its 8 rows, the scores of the keys x, x+16, x+32, x+48 and four columns of O out of every 64, from 4x on:
+// its 8 rows, the scores of the keys x, x+16, x+32, x+48 and four columns of O out of every 64, from 4x on (for D over
+// 128 tiles are smaller, and a thread has fewer keys):
 //
 //         x =   0   1  ...  15   0   1  ...  15 ...             x =    0       1     ...   15
 //   row 0 |   [ S   S  ...   S | S   S  ...   S | ... ]   |        [ O O O O O O O O ... O O O O ]   half warp 0

@@ -2,11 +2,15 @@
 //
 // A token that occurs twice collects two gradients. Atomic additions would make that correct but their order, and so
 // the rounding, random. Instead the first row that holds a token adds up the gradients of all its rows, in order: one
-// block a row, whose threads look at 256 tokens at a time, and stop where they see theirs before their row. The looking
-// costs distinct tokens * rows reads of 8 bytes, from the L2 cache: little beside the gradients up to some ten thousand
-// rows. In a batch of nothing but one token the blocks of one row do all the work.
+// block for a row and 256 columns, whose threads look at 256 tokens at a time, and stop where they see theirs before
+// their row. The looking is quadratic: of R rows of different tokens every block reads 8 R bytes of token ids, from the
+// L2 cache, to add up 1024 bytes of gradients (float32). That is as much at 128 rows and 8 times as much at 1024; rows
+// sorted by token first would need none of it. In a batch of nothing but one token the blocks of one row do all the
+// work.
 // moved: forward 12 bytes and 1 FLOP a number (float32), backward 8 to 16 bytes and 2 FLOPs; half of the bytes in 16
 //     bits; up to 32 registers
+// counted: forward, 64 tokens, C 768, float32: 12,672 sectors of global memory, no shared
+// counted: backward, 64 tokens, C 768, float32: 23,040 sectors of global memory, 13,824 accesses to shared, 0 turns lost
 // measured: not yet run on a GPU
 #include "../launch.cuh"
 #include "../pack.cuh"

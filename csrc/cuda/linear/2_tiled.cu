@@ -11,7 +11,8 @@
 //                                                and the same of A, which is a broadcast.
 // A tile that lies the other way round in memory is turned as it is written, at the price of two turns instead of one.
 // C is written 16 bytes at a time where its rows allow: every sector once.
-// moved: I J R / 16 bytes (float32) for 2 I J R FLOPs; 16.5 KiB of shared memory; 128 registers
+// moved: each of the (I / 128) (J / 128) tiles reads 128 R numbers of A and 128 R of B, 4 bytes each: I J R / 16 bytes
+//     (float32) for 2 I J R FLOPs; 16.5 KiB of shared memory; 128 registers
 // counted: I = J = R = 256, float32: 40,960 sectors of global memory, 40,960 accesses to shared, 8,192 turns lost
 // measured: not yet run on a GPU
 #include "linear.cuh"

@@ -11,7 +11,7 @@
 // hands the lanes what mma wants of it, and turns it where the matrix lies the other way round. Rows are padded by 16
 // bytes: the eight rows that ldmatrix reads at once begin in eight different groups of four banks, without a conflict.
 // C is written as mma leaves it, two numbers a lane, eight neighbours a quad: half a sector, so each is touched twice.
-// moved: I J R / 32 bytes for 2 I J R FLOPs; 36 KiB of shared memory; up to 94 registers
+// moved: as before in numbers, of 2 bytes: I J R / 32 bytes for 2 I J R FLOPs; 36 KiB of shared memory; up to 94 registers
 // counted: I = J = R = 256, float16: 24,576 sectors of global memory, 4,096 accesses to shared, 0 turns lost
 // takes: bfloat16, float16; needs sm_80
 // measured: not yet run on a GPU
