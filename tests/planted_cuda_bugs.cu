@@ -24,6 +24,18 @@ __global__ void refills_too_soon(float* y, const float* x, int n) {
   y[threadIdx.x] = sum;
 }
 
+__global__ void tiles_without_the_second_barrier(float* y, const float* x) {
+  __shared__ float a[16][16];
+  float sum = 0;
+  for (int tile = 0; tile < 2; tile++) {
+    a[threadIdx.y][threadIdx.x] = x[tile * 16 + threadIdx.x];
+    __syncthreads();
+    // race, mend: for (int i = 0; i < 16; i++) sum += a[threadIdx.y][i] * a[i][threadIdx.x]; __syncthreads();
+    for (int i = 0; i < 16; i++) sum += a[threadIdx.y][i] * a[i][threadIdx.x];
+  }
+  y[threadIdx.y * 16 + threadIdx.x] = sum;
+}
+
 __global__ void tree_without_barrier(float* y, const float* x) {
   __shared__ float s[64];
   s[threadIdx.x] = x[threadIdx.x];
@@ -334,6 +346,9 @@ extern "C" void run_reads_too_soon(float* y, const float* x, int n, cudaStream_t
 }
 extern "C" void run_refills_too_soon(float* y, const float* x, int n, cudaStream_t stream) {
   refills_too_soon<<<1, 64>>>(y, x, n);
+}
+extern "C" void run_tiles_without_the_second_barrier(float* y, const float* x, int n, cudaStream_t stream) {
+  tiles_without_the_second_barrier<<<1, dim3(16, 16)>>>(y, x);
 }
 extern "C" void run_tree_without_barrier(float* y, const float* x, int n, cudaStream_t stream) {
   tree_without_barrier<<<1, 64>>>(y, x);

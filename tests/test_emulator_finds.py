@@ -78,6 +78,9 @@ def test_mended_nothing_is_found(mended, name, order):
 
 @pytest.mark.parametrize("name, words", [
     ("forgets_to_ask_for_dynamic_memory", ["gives 0 bytes of dynamic shared memory", "<<<grid, block, bytes>>>"]),
+    ("tiles_without_the_second_barrier", ["between these two lines", "put __syncthreads() at the loop's end"]),
+    ("reads_too_soon", ["Put __syncthreads() between the two"]),
+    ("warp_in_step", ["Put __syncwarp() or __syncthreads() between the two"]),
     ("null_pointer", ["through a null pointer", "given as None"]),
 ])
 def test_the_words_fit_the_mistake(bugs, name, words):

@@ -122,7 +122,10 @@ bool first_time(const char* kind, Code here, Code other) {
 }
 
 void report_race(const Region& r, uint64_t address, Kind kind, Code code, const Access& prior, Kind prior_kind) {
-  if (!first_time("race", code, prior.code)) return;
+  const bool one_warp = prior.thread() / WARP == current->id / WARP;
+  const bool first = first_time("race", code, prior.code);
+  if (!first && !one_warp) across_warps(place_of(code), place_of(prior.code));
+  if (!first) return;
   const char* element = element_name(r, address);
   if (prior.era < block_era) {
     found(
@@ -135,15 +138,14 @@ void report_race(const Region& r, uint64_t address, Kind kind, Code code, const 
         place_of(code), place_of(prior.code));
     return;
   }
-  bool one_warp = prior.thread() / WARP == current->id / WARP;
-  const char* adding = r.space == GLOBAL && kind != ATOMIC ? " Where several add to one element: atomicAdd()." : "";
-  found("race",
-        text("thread %d %s %s in {0}, which thread %d %s in {1}, and no barrier lies between the two", current->id,
-             verb(kind), element, prior.thread(), past(prior_kind)),
-        text("Put %s between the two, or let threads touch different elements.%s%s",
-             one_warp ? "__syncwarp() or __syncthreads()" : "__syncthreads()", adding,
-             one_warp ? " (Lanes of one warp do not run in step, and shuffles do not order memory.)" : ""),
-        place_of(code), place_of(prior.code));
+  const bool adds = r.space == GLOBAL && kind != ATOMIC;
+  found(
+      "race",
+      text("thread %d %s %s in {0}, which thread %d %s in {1}, and no barrier lies between the two", current->id,
+           verb(kind), element_name(r, address), prior.thread(), past(prior_kind)),
+      adds ? "{barrier} Where several add to one element: atomicAdd()." : "{barrier}",  // Python knows which, and where
+      place_of(code), place_of(prior.code));
+  if (!one_warp) across_warps(place_of(code), place_of(prior.code));
 }
 
 void report_in_flight(const Region& r, uint64_t address, Kind kind, Code code, const Access& issue) {
@@ -295,10 +297,8 @@ void touch_cell(Region& r, Cell& cell, uint64_t address, Kind kind, const Access
   } else if (!(kind == ATOMIC && w.atomic()) && unordered(w, r.space)) {
     report_race(r, address, kind, me.code, w, w.atomic() ? ATOMIC : WRITE);
   } else if (kind != READ) {
-    if (unordered(cell.read, r.space))
-      report_race(r, address, kind, me.code, cell.read, READ);
-    else if (unordered(cell.other_read, r.space))
-      report_race(r, address, kind, me.code, cell.other_read, READ);
+    for (const Access& read : {cell.read, cell.other_read})
+      if (unordered(read, r.space)) report_race(r, address, kind, me.code, read, READ);
   }
   if (kind == READ)
     remember_read(cell, me);

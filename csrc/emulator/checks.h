@@ -64,7 +64,7 @@ void flush(
 void flush_all();
 void barrier();
 void tensor_flops(int64_t flops);
-void passed(const char* kind, Where where);  // a thread reaches a place that emulator_skip() could leave out
+void passed(const char* kind, Where where, bool left_out);  // a thread is where emulator_skip() could leave it out
 void clear();
 void write(Json& json);  // the fields "kernels", "lines", "sites", "trace"
 

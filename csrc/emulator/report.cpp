@@ -19,6 +19,7 @@ struct Finding {
   int thread;
   uint3 block, index;
   int64_t times;
+  bool across_warps;
 };
 std::vector<Finding> findings;
 
@@ -60,6 +61,7 @@ void write_finding(Json& json, const Finding& f) {
     json.index("block", f.block);
   }
   json.field("times", f.times);
+  json.field("across_warps", f.across_warps);
   json.close('}');
 }
 
@@ -90,12 +92,13 @@ void write_place(Json& json, const Place& place) {
 
 // The end of a file's name is enough: kernels know their whole path.
 bool skipped(const char* kind, Where where) {
-  if (launched->checked) counters::passed(kind, where);
+  bool left_out = false;
   for (const Skip& skip : skips) {
     size_t length = std::strlen(where.file), n = skip.file.size();
-    if (where.line == skip.line && length >= n && where.file + length - n == skip.file) return true;
+    left_out |= where.line == skip.line && length >= n && where.file + length - n == skip.file;
   }
-  return false;
+  if (launched->checked) counters::passed(kind, where, left_out);
+  return left_out;
 }
 
 const char* text(const char* format, ...) {
@@ -119,7 +122,12 @@ bool found_again(const char* kind, Place here, Place other) {
 void found(const char* kind, const char* words, const char* mend, Place here, Place other, const Thread* who) {
   if (found_again(kind, here, other)) return;
   findings.push_back({kind, words, mend, launched != nullptr ? launched->kernel : launcher, here, other,
-                      who != nullptr ? who->id : -1, blockIdx, who != nullptr ? who->index : threadIdx, 1});
+                      who != nullptr ? who->id : -1, blockIdx, who != nullptr ? who->index : threadIdx, 1, false});
+}
+
+void across_warps(Place here, Place other) {
+  for (Finding& f : findings)
+    if (f.kind == "race" && same(f.here, here) && same(f.other, other)) f.across_warps = true;
 }
 
 }  // namespace emulator

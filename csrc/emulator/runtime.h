@@ -169,6 +169,7 @@ void found(const char* kind, const char* words, const char* mend, Place here, Pl
 extern const char* const ON_HOST;  // what to say where there is no other help
 [[noreturn]] void leave_launcher(const char* words, Place here, const char* mend = ON_HOST);  // returns to Python
 [[noreturn]] void leave_launcher();
+void across_warps(Place here, Place other);                   // the race found there is one of threads of two warps
 bool found_again(const char* kind, Place here, Place other);  // counts it, if it was found before
 const char* text(const char* format, ...);                    // printf into one of a few buffers, for the words above
 

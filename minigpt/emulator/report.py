@@ -111,7 +111,7 @@ class Report:
     def add(self, seen: dict):
         """Takes in what the runtime says of one call: the dictionary of its JSON."""
         seen = with_places(seen)
-        for f in map(_finding, seen["findings"]):
+        for f in (_finding(f, seen) for f in seen["findings"]):
             same = next((old for old in self.findings if f.is_same(old)), None)
             if same is None:
                 self.findings.append(f)
@@ -189,17 +189,37 @@ class Report:
 
 def _where(line):
     """Sorts by file, line, memory and access."""
-    file, _, number = line.place.rpartition(":")
-    return file, int(number) if number.isdigit() else 0, line.space, line.kind
+    return *_file_and_line(line.place), line.space, line.kind
 
 
-def _finding(f):
+def _barrier(f, seen):
+    """Where a barrier is missing in a block that races, and which is enough: all that was seen at these two lines
+    counts, not only the first."""
+    across = any(other.get("across_warps") for other in seen["findings"] if set(other["places"]) == set(f["places"]))
+    kinds = ("barrier",) if across else ("barrier", "warp barrier")
+    first, last = sorted(map(_file_and_line, f["places"]))
+    between = any(first < _file_and_line(site["place"]) < last for site in seen.get("sites", ())
+                  if site["kind"] in kinds and site["times"]) and first[0] == last[0]
+    needed = "__syncthreads()" if across else "__syncwarp() or __syncthreads()"
+    return ((f"A barrier stands between these two lines, so they most likely meet in two rounds of a loop: put "
+             f"{needed} at the loop's end too, before the next round writes where others still read." if between else
+             f"Put {needed} between the two, or let threads touch different elements.")
+            + ("" if across else " (Lanes of one warp do not run in step, and shuffles do not order memory.)"))
+
+
+def _file_and_line(place):
+    file, _, line = place.rpartition(":")
+    return file, int(line) if line.isdigit() else 0
+
+
+def _finding(f, seen):
     places = tuple(place for place in f["places"] if place)
     text = f"{f['kernel']}: {f['words'].format(*f['places'])}"
     if f["thread"] is not None:
         text += f" (thread {tuple(f['thread'])} of block {tuple(f['block'])}"
         text += f", and {_times(f['times'] - 1)} in these lines)" if f["times"] > 1 else ")"
-    return Finding(f["kind"], f["kernel"], f"{text}\n{f['mend']}".strip(), places, f["times"])
+    mend = f["mend"].replace("{barrier}", _barrier(f, seen)) if "{barrier}" in f["mend"] else f["mend"]
+    return Finding(f["kind"], f["kernel"], f"{text}\n{mend}".strip(), places, f["times"])
 
 
 def _times(n):
