@@ -501,6 +501,23 @@ def test_a_shared_array_that_no_block_has_is_an_error_of_the_compiler(cu):
         emulator.compile(cu(text))
 
 
+@pytest.mark.parametrize("call", ["scale(x, n);", "if (n) scale (x, n);", "scale<float>(x, n);", "return scale(x, n);"])
+def test_a_kernel_is_launched_and_not_called(call):
+    text = """template <class T>
+__global__ void __launch_bounds__(64, (1)) scale(T* x, int n);
+template __global__ void scale<float>(float* x, int n);
+#define SCALE(scale) scale(x, n)
+void run(float* x, int n, Other other) {
+  scale<float><<<1, n>>>(x, n), other.scale(x, n);
+  CALL
+}
+"""
+    for fine in ("Other::scale(x, n);", "auto scale = other; scale(x, n);", "Other scale(x, n);"):
+        rewrite(text.replace("CALL", fine), "a.cu")
+    with pytest.raises(emulator.CompileError, match="^a.cu:7: scale is a __global__ function and must be launched"):
+        rewrite(text.replace("CALL", call), "a.cu")
+
+
 @needs_emulator
 def test_run_is_a_watched_call(cu):
     a, b, c = (np.ones(8, np.float32) for _ in range(3))

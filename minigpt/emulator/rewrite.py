@@ -27,6 +27,10 @@ DYNAMIC_SHARED = re.compile(rf"\bextern\s+{ATTRIBUTE}__shared__\s+{ATTRIBUTE}([^
 STATIC_SHARED = re.compile(r"\b__shared__\b([^;{}=]*);")
 LOCAL_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 INNERMOST = r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)"
+KERNEL = re.compile(r"\b__global__\b[^;{}()=]*?\b(?!__)(\w+)\s*(?:<[^;{}()]*>\s*)?\(")
+NO_NAME = re.compile(r"^[ \t]*#(?:\\\n|[^\n])*|\b__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
+A_CALL_AFTER = re.compile(r"(?:^|[;{}(,)=?!|+-]|(?<!:):|\b(?:return|else|do))\s*$")
+A_DECLARATION_AFTER = re.compile(r"[\w*&>]\s*$")
 LAUNCH_BOUNDS = re.compile(r"\b__launch_bounds__\s*\(")
 BRACKET = re.compile(r"[(){}\[\]]")
 CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -49,12 +53,28 @@ def rewrite(text: str, path: str) -> str:
         edits.append((*found.span(),
                       f"{kind}* const {name} = static_cast<{kind}*>(::emulator::dynamic_shared());"
                       + "\n" * found[0].count("\n")))
+    _refuse_calls(code, path)
     edits += _shared_arrays(code)
     edits += _launch_bounds(code)
     for start, end, new in sorted(edits, reverse=True):
         text = text[:start] + new + text[end:]
     name = re.sub(r'(["\\])', r"\\\1", path)
     return f'#line 1 "{name}"\n{text}'
+
+
+def _refuse_calls(code, path):
+    """A kernel is launched, never called: C++ would call it, as one thread of no block. A name that also stands for
+    something else in this file is left alone."""
+    code = NO_NAME.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), code)
+    kernels = {found.start(1): found[1] for found in KERNEL.finditer(code)}
+    for name in set(kernels.values()):
+        places = [found.start() for found in re.finditer(rf"\b{name}\s*(?:<[^;{{}}()<>]*>\s*)?\(", code)]
+        calls = [place for place in places if A_CALL_AFTER.search(code, 0, place)]
+        others = [place for place in places if place not in (*kernels, *calls)
+                  and A_DECLARATION_AFTER.search(code, 0, place)]
+        if calls and not others and not re.search(rf"\b{name}\s*=(?!=)", code):
+            raise CompileError(f"{path}:{code.count(chr(10), 0, calls[0]) + 1}: {name} is a __global__ function and "
+                               f"must be launched: {name}<<<grid, block>>>(...)")
 
 
 def _shared_arrays(code):
