@@ -36,7 +36,8 @@ REPOSITORY = Path(__file__).parents[2]
 PARTS = ("build", "mirror", "sanitize", "time")
 TOOLS = ("memcheck", "racecheck", "initcheck")
 LIMIT = 150                                # seconds that one rung may take in one process, and one row without a word
-TRIED = [("rmsnorm_forward", None), ("layernorm_forward", "naive")]        # what the emulator is asked to repeat
+TRIED = [("rmsnorm_forward", None), ("layernorm_forward", "naive"),        # what the emulator is asked to repeat: an op
+         ("layernorm_backward", "atomics")]                                # without a ladder, a rung, a random one
 
 
 def run(out, emulated, only, progress):
