@@ -240,24 +240,30 @@ class ModelConfig:
 
     def num_active_parameters(self) -> int:
         """The number of parameters that one token meets: all but those of the experts that it does not go through."""
-        return sum(self._num_active(name, shape) for name, shape in self.parameter_shapes().items())
+        return sum(self.num_met(name, shape) for name, shape in self.parameter_shapes().items())
 
     def flops_per_token(self, T: int | None = None) -> int:
-        """FLOPs of the matrix products of one forward pass, per token of a text of T (block_size) tokens: two per
-        weight that a token meets, every time that it meets it, and 4 T C a layer for q k^T and p v (2 T for each number
-        of a head of keys and of values, where their sizes differ). Counted as is usual, without the half that a causal
-        mask saves. The backward pass takes twice as many."""
-        weights = 0
-        for name, shape in self.parameter_shapes().items():
-            looked_up = name == "wpe" or name == "wte" and not self.tied
-            if len(shape) > 1 and not looked_up:
-                times = self.n_layer if self.share_layers and name.startswith("h.") else 1
-                weights += times * self._num_active(name, shape)
-        heads = self.n_head * (self.head_size + self.v_head_size)
-        return 2 * weights + 2 * (T or self.block_size) * heads * self.n_layer
+        """FLOPs of the matrix products of one forward pass, per token of a text of T (block_size) tokens: the sum of
+        forward_flops. The backward pass takes twice as many."""
+        return sum(self.forward_flops(T).values())
 
-    def _num_active(self, name, shape):
-        """How many of a parameter's elements one token meets."""
+    def forward_flops(self, T: int | None = None) -> dict[str, int]:
+        """{part: FLOPs per token} of one forward pass over texts of T (block_size) tokens, all layers together: two per
+        weight that a token meets, every time that it meets it, in parts with the names of the parameters ("attn.qkv",
+        "mlp.up", "head"); 2 T for each number of a head of keys in "scores" (q k^T), and of values in "reduce" (p v).
+        Counted as is usual, without the half that a causal mask saves."""
+        T, times, parts = T or self.block_size, self.n_layer if self.share_layers else 1, {}
+        for name, shape in self.parameter_shapes().items():
+            if name.startswith("h.") and len(shape) > 1:
+                part = name.split(".", 2)[2].removesuffix(".weight")
+                parts[part] = parts.get(part, 0) + 2 * times * self.num_met(name, shape)
+        parts["scores"] = 2 * T * self.n_head * self.head_size * self.n_layer
+        parts["reduce"] = 2 * T * self.n_head * self.v_head_size * self.n_layer
+        parts["head"] = 2 * self.vocab_size * self.n_embd
+        return parts
+
+    def num_met(self, name: str, shape: tuple[int, ...]) -> int:
+        """How many elements of the parameter of that name and shape one token meets."""
         if ".experts." in name:
             shape = self.n_expert_active, *shape[1:]
         return math.prod(shape)

@@ -13,7 +13,7 @@ import pytest
 from minigpt import cli
 from minigpt.config import ModelConfig
 from minigpt.scale.planner import chinchilla, published
-from minigpt.scale.planner.flops import forward_flops, layers, training_flops
+from minigpt.scale.planner.flops import layers, training_flops
 from minigpt.scale.planner.hardware import GPUS, PRECISIONS, ZERO_PAPER, Assumptions
 from minigpt.scale.planner.links import all_to_all_seconds, ring_bytes, ring_speed
 from minigpt.scale.planner.memory import activation_bytes, kv_cache_bytes, model_activation_bytes, state_bytes
@@ -54,7 +54,7 @@ def test_gpt3_misprints():
 def test_flops_of_gpt2_part_by_part():
     """nanoGPT's transformer_sizing notebook, for a text of 1024 tokens."""
     config = ModelConfig.preset("gpt2", bias=False)
-    parts = {name: 1024 * flops for name, flops in forward_flops(config, 1024).items()}
+    parts = {name: 1024 * flops for name, flops in config.forward_flops(1024).items()}
     a_layer = {"attn.qkv": 3_623_878_656, "scores": 1_610_612_736, "reduce": 1_610_612_736, "attn.proj": 1_207_959_552,
                "mlp.up": 4_831_838_208, "mlp.down": 4_831_838_208}
     assert parts == {name: 12 * flops for name, flops in a_layer.items()} | {"head": 79_047_426_048}
@@ -67,7 +67,6 @@ def test_flops_of_gpt2_part_by_part():
 @pytest.mark.parametrize("preset", ["gpt2", "llama3-8b", "mixtral-8x7b", "deepseek-v2-lite"])
 def test_flops_agree_with_the_model_config(preset):
     config = ModelConfig.preset(preset)
-    assert sum(forward_flops(config, 100).values()) == config.flops_per_token(100)
     assert sum(layer.linear + layer.attention for layer in layers(config, 100)) \
         == config.flops_per_token(100) - 2 * config.vocab_size * config.n_embd
     assert sum(layer.dense + layer.experts for layer in layers(config, 100)) == config.num_parameters() - sum(
@@ -459,6 +458,7 @@ def test_batch_is_chosen_by_compute(capsys):
     for flops, millions in ((2.2e18, 0.29), (3.14e23, 14), (3.8e25, 68), (8.4e22, 9.4), (8.04e23, 18.9)):
         assert chinchilla.batch_tokens(flops) / 1e6 == pytest.approx(millions, rel=0.1)
     shown = run(capsys, "--preset gpt2 --gpus 1")[1]
+    assert "76.8 min, 1.28 GPU-hours, 1.43 kWh" in shown
     assert "this batch was chosen" in shown and "this batch was chosen" not in run(
         capsys, "--preset gpt2 --gpus 1 --batch-tokens 1e6")[1]
     plan = json.loads(run(capsys, "--preset gpt2 --gpus 1 --json")[1])

@@ -32,7 +32,7 @@ MOST = 100_000_000
 def add_arguments(parser):
     job = parser.add_argument_group("what to train, and on what")
     job.add_argument("--preset", metavar="NAME", help="a preset of ModelConfig: gpt2, llama3-405b, deepseek-v3, "
-                     "moe-1.8t (an example of a mixture of 1.8 T parameters) ...")
+                     "moe-1.8t ...")
     job.add_argument("--gpus", type=count, metavar="N", help="number of GPUs")
     job.add_argument("--gpu", default="h100", metavar="NAME", help="a100, h100, h200 or b200 (default: %(default)s)")
     length = job.add_mutually_exclusive_group()

@@ -30,26 +30,11 @@ class Layer:
     routed: int         # copies of the token that are sent to experts
 
 
-def forward_flops(config: ModelConfig, T: int) -> dict[str, int]:
-    """{part: FLOPs per token} of one forward pass over texts of T tokens, all layers together. The parts have the
-    names of the parameters ("attn.qkv", "mlp.up", "head"); attention's own are "scores" (q k^T) and "reduce" (p v)."""
-    parts = {}
-    for i in range(config.n_layer):
-        for name, shape in _shapes_of_layer(config, i).items():
-            if len(shape) > 1:
-                part = name.removesuffix(".weight")
-                parts[part] = parts.get(part, 0) + 2 * _active(config, name, shape)
-    parts["scores"] = 2 * T * config.n_head * config.head_size * config.n_layer
-    parts["reduce"] = 2 * T * config.n_head * config.v_head_size * config.n_layer
-    parts["head"] = 2 * config.vocab_size * config.n_embd
-    return parts
-
-
 @functools.lru_cache(maxsize=64)
 def training_flops(config: ModelConfig, T: int, recompute: str = "none") -> int:
     """FLOPs per token of a training step: forward and backward pass; with recompute="selective" attention's products
     once more, with "full" all of the layers' forward pass."""
-    parts = forward_flops(config, T)
+    parts = config.forward_flops(T)
     attention, total = parts["scores"] + parts["reduce"], sum(parts.values())
     return 3 * total + {"none": 0, "selective": attention, "full": total - parts["head"]}[recompute]
 
@@ -72,7 +57,7 @@ def _layer(config, T, i):
     latents = 2 * (config.q_lora_rank + config.kv_lora_rank)                        # before and after their norms
     return Layer(
         width=C, experts=experts, dense=sum(map(math.prod, shapes.values())) - experts,
-        linear=sum(2 * _active(config, name, shape) for name, shape in shapes.items() if len(shape) > 1),
+        linear=sum(2 * config.num_met(name, shape) for name, shape in shapes.items() if len(shape) > 1),
         attention=2 * T * H * heads, whole=4 * C + latents + 2 * C * routed, split=(H + Hkv) * heads + hidden,
         scores=H * T, routed=routed)
 
@@ -90,8 +75,3 @@ def _shapes_by_layer(config):
             _, i, part = name.split(".", 2)
             found.setdefault(f"h.{i}.", {})[part] = shape
     return found
-
-
-def _active(config, name, shape):
-    """How many of a parameter's elements one token meets."""
-    return math.prod((config.n_expert_active, *shape[1:]) if ".experts." in name else shape)

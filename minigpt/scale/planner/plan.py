@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from ...config import ModelConfig
 from . import chinchilla
-from .flops import forward_flops, training_flops
+from .flops import training_flops
 from .hardware import GPUS
 from .memory import RECOMPUTE, kv_cache_bytes
 from .search import CHUNKS, IDLE, MICRO_BATCHES, TIE, Search, search, usable_bytes
@@ -53,7 +53,7 @@ def model_figures(config: ModelConfig, T: int, tokens: float) -> dict:
     return {"parameters": config.num_parameters(), "active_parameters": active, "T": T,
             "flops_per_token_6N": 6 * active, "flops_per_token": training_flops(config, T),
             "flops_per_token_full_recomputation": training_flops(config, T, "full"),
-            "forward_flops_per_token": forward_flops(config, T), "training_flops": training_flops(config, T) * tokens}
+            "forward_flops_per_token": config.forward_flops(T), "training_flops": training_flops(config, T) * tokens}
 
 
 def compute_optimal(flops: float) -> dict:

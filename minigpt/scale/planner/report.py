@@ -37,7 +37,7 @@ def _model(model):
                 ["  parameters", f"{model['parameters']:,}"],
                 ["  a token meets", f"{model['active_parameters']:,}"],
                 ["  FLOPs per token, 6 N", f"{model['flops_per_token_6N']:.4g}", "forward, backward; N what it meets"],
-                [f"  exactly, T = {model['T']:,}", f"{model['flops_per_token']:.4g}", "with attention, without tables"],
+                [f"  with attention, T = {model['T']:,}", f"{model['flops_per_token']:.4g}", "dense, without tables"],
                 ["  with full recomputation", f"{model['flops_per_token_full_recomputation']:.4g}"],
                 ["  the whole training", f"{model['training_flops']:.4g}", "FLOPs"]])]
 
@@ -84,12 +84,10 @@ def _time(best):
 
 def _training(training, cluster, gpus):
     cost = f", {training['cost']:,.0f} at {training['price']:g} a GPU-hour" if "cost" in training else ""
-    kwh = training["energy_kwh"]
-    energy = (f"{kwh / 1000:,.3g} MWh" if kwh >= 1000 else f"{kwh:,.3g} kWh") + (
-        f" of all {cluster['gpus']:,} GPUs" if gpus < cluster["gpus"] else "")
+    held = f" of all {cluster['gpus']:,} GPUs" if gpus < cluster["gpus"] else ""
     return [f"training on {number(training['tokens'])} tokens: {training['steps']:,} steps, "
-            f"{duration(training['seconds'])}, {training['gpu_hours']:,.4g} GPU-hours, "
-            f"{energy}{cost}"]
+            f"{duration(training['seconds'])}, {number(training['gpu_hours'])} GPU-hours, "
+            f"{energy(training['energy_kwh'])}{held}{cost}"]
 
 
 def _inference(inference, T):
@@ -141,4 +139,11 @@ def number(count: float) -> str:
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
         if count >= scale:
             return f"{count / scale:,.4g} {unit}"
-    return f"{count:,.0f}"
+    return f"{count:,.0f}" if count >= 1000 else f"{count:.4g}"
+
+
+def energy(kwh: float) -> str:
+    for unit, size in (("GWh", 1e6), ("MWh", 1e3)):
+        if kwh >= size:
+            return f"{kwh / size:,.3g} {unit}"
+    return f"{kwh:.3g} kWh"
