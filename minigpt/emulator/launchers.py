@@ -2,7 +2,7 @@
 
     extern "C" void add(const float* a, const float* b, float* c, int64_t n, cudaStream_t stream)
 
-is called as library.add(a, b, c, len(a)): arrays where it has pointers, numbers where it has numbers, nothing for the
+is called as library.add(a, b, c, len(a)), or by name: arrays for pointers, numbers for numbers, nothing for the
 stream. Every argument is checked by name before anything runs, since a wrong pointer would end the process.
 """
 
