@@ -154,7 +154,11 @@ def test_the_objective_is_chosen(text_file, tmp_path, capsys):
         assert "generate" not in capsys.readouterr().out
         assert "must be causal to continue a text" in refused(capsys, ["generate", "--model", out, "--prompt", "7"])
     other = train(text_file, tmp_path / "masked", "--resume", "--objective", "knowledge", *knowledge)
-    assert "data_collator was masked" in refused(capsys, other)
+    assert ": --objective was masked" in refused(capsys, other)
+    back = refused(capsys, train(text_file, tmp_path / "masked", "--resume"))
+    assert re.search(": --objective was masked .*, is now causal; give what it was", back), back
+    more = train(text_file, tmp_path / "masked", "--resume", "--objective", "masked", "--gradient-accumulation-steps", 2)
+    assert re.search(r"\(--per-device-train-batch-size x --gradient-accumulation-steps x 1", refused(capsys, more))
 
 
 class Parrot:

@@ -1,6 +1,7 @@
 """Objectives: what the collators hide, and the Trainer with them. The outside judge is transformers' own collator."""
 
 import importlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -297,6 +298,12 @@ def test_a_resumed_run_must_mask_as_before(tmp_path):
     masked(tmp_path).train()
     run = masked(tmp_path, DataCollatorForLanguageModeling(digits(), mlm_probability=0.3))
     with pytest.raises(ValueError, match=r"data_collator was masked \(0.15, .*, is now masked \(0.3"):
+        run.train(resume_from_checkpoint=True)
+    path = tmp_path / "checkpoint-12" / "trainer_state.json"
+    saved = json.loads(path.read_text())
+    del saved["run"]["data_collator"]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="trainer_state.json: run has or lacks data_collator; it is damaged"):
         run.train(resume_from_checkpoint=True)
 
 

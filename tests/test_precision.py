@@ -1,6 +1,7 @@
 """The twin in 16 bits, with layers computed again and compiled: what each promises, and how each fails."""
 
 import json
+import re
 import sys
 import weakref
 
@@ -134,9 +135,16 @@ def test_the_loss_scale_survives_a_stop(tmp_path, monkeypatch):
 def test_what_16_bits_need_is_said(tmp_path):
     with pytest.raises(ValueError, match="bf16 is True, but the weights are torch.bfloat16, must be float32"):
         run_of(tmp_path, TorchGPT(TINY).to(torch.bfloat16), bf16=True)
-    run_of(tmp_path, fp16=True).train()
-    with pytest.raises(ValueError, match="precision was fp16, is now bf16"):
-        run_of(tmp_path, bf16=True).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("first, second", [({}, {"fp16": True}), ({"fp16": True}, {"bf16": True})])
+def test_a_run_goes_on_in_another_precision(tmp_path, first, second):
+    constant = dict(lr_scheduler_type="constant", warmup_steps=0)
+    run_of(tmp_path, **first, **constant).train()
+    run = run_of(tmp_path, **second, **constant, max_steps=20)
+    with pytest.warns(UserWarning, match=f"engine was ops torch, .*, is now ops torch, .* {[*second][0]}"):
+        run.train(resume_from_checkpoint=True)
+    assert run.state.global_step == 20 and run.state.log_history[-2]["loss"] < 2
 
 
 def test_weights_of_16_bits_can_be_trained_and_saved(tmp_path):
@@ -234,8 +242,9 @@ def test_train_with_the_twin_and_generate(tmp_path, capsys):
     assert "ops torch, kernels of torch" in capsys.readouterr().out
     assert cli.main(["generate", "--model", str(tmp_path / "out"), "--prompt", "7", "--max-new-tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("7")
-    assert cli.main([*command, "--engine", "torch", "--precision", "fp16", "--resume"]) == 2
-    assert "ops was torch, kernels of torch, is now torch, kernels of minigpt" in capsys.readouterr().err
+    assert cli.main([*command, "--engine", "torch", "--precision", "fp16", "--resume"]) == 0
+    assert re.search("engine was ops torch, kernels of torch, bf16, is now ops torch, kernels of minigpt, fp16; .*\n$",
+                     capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("options, message", [

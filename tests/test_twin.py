@@ -196,8 +196,7 @@ def test_accumulation_equals_one_big_batch(tmp_path):
 
 
 def test_either_engine_reads_the_others_checkpoint(tmp_path):
-    """Weights and moments: the next step after either's checkpoint is the same one. (train() itself keeps a run on the
-    engine that began it: `ops` is one of the things that it must have in common.)"""
+    """Weights and moments: the next step after either's checkpoint is the same one."""
     models = {"ops": GPT(TINY, "numpy", seed=3), "torch": TorchGPT(TINY, seed=3)}
     runs = {name: trainer(tmp_path / name, model) for name, model in models.items()}
     batches = list(runs["ops"]._micro_batches(12))
@@ -215,8 +214,24 @@ def test_either_engine_reads_the_others_checkpoint(tmp_path):
         assert (loss, norm) == pytest.approx((other_loss, other_norm), rel=1e-5)
         for name, x in params.items():
             np.testing.assert_allclose(other_params[name], x, rtol=0, atol=2e-6, err_msg=name)
-    with pytest.raises(ValueError, match="ops was numpy, is now torch, kernels of minigpt"):
-        trainer(tmp_path / "ops", models["torch"]).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("first, second", [("ops", "torch"), ("torch", "ops")])
+def test_a_run_goes_on_on_the_other_engine(tmp_path, first, second):
+    """With a warning, and with the losses of a run that stayed on one, but for rounding."""
+    make = {"ops": lambda: GPT(TINY, "numpy", seed=3), "torch": lambda: TorchGPT(TINY, seed=3)}
+    whole = trainer(tmp_path / "whole", make[first]())
+    whole.train()
+    begun = trainer(tmp_path / "moved", make[first]())
+    evaluate = begun.evaluate
+    begun.evaluate = lambda: signal.raise_signal(signal.SIGINT) or evaluate()
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 12"):
+        begun.train()
+    moved = trainer(tmp_path / "moved", make[second]())
+    with pytest.warns(UserWarning, match="going on from .*checkpoint-.*: engine was ops .*, is now ops "):
+        moved.train(resume_from_checkpoint=True)
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (whole, moved)]
+    assert len(losses[1]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_damaged_optimiser_is_named(tmp_path):

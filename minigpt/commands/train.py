@@ -30,6 +30,7 @@ DEFAULTS = dict(per_device_train_batch_size=12, max_steps=2000, learning_rate=1e
                 save_total_limit=1, load_best_model_at_end=True)
 OWN_OPTION = {"output_dir", "seed", "lr_scheduler_type", "lr_scheduler_kwargs", "report_to", "vocab_size",
               "causal", "bf16", "fp16"}
+OPTION_OF = {"data_collator": "--objective", "train_dataset": "--data", "tokenizer": "--tokenizer"}
 ENGINES, PRECISIONS, KERNELS = ("ops", "torch"), ("fp32", "bf16", "fp16"), ("minigpt", "torch")
 
 
@@ -86,7 +87,7 @@ def add_fields(group, cls, defaults):
 def as_option(name):
     """The option for a field, other words as they are: max_steps -> --max-steps."""
     fields_of_both = {field.name for cls in (TrainingArguments, ModelConfig) for field in fields(cls)}
-    return f"--{name.replace('_', '-')}" if name in fields_of_both else name
+    return f"--{name.replace('_', '-')}" if name in fields_of_both else OPTION_OF.get(name, name)
 
 
 def given(args, cls):
@@ -115,7 +116,7 @@ def run(args):
     trainer = Trainer(make_model(args, config), arguments, collator, train_dataset, eval_dataset, tokenizer)
     say = print if is_first() else lambda text: None
     say(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
-        f"{len(eval_dataset.tokens):,} to evaluate on, ops {trainer.engine.describe()['ops']}")
+        f"{len(eval_dataset.tokens):,} to evaluate on, {trainer.engine.describe()}")
     train_and_save(trainer, args.resume)
     say(f"The model is in {args.out}, its loss curve {picture(args.out)}.")
     if causal:
@@ -170,7 +171,7 @@ def train_and_save(trainer, resume):
         trainer.train(resume_from_checkpoint=resume)
     except ValueError as error:  # the arguments that it names are options here
         message = str(error).replace("output_dir", "--out")
-        raise ValueError(re.sub(r"\b(\w+) (?=was )", lambda name: as_option(name[1]) + " ", message)) from None
+        raise ValueError(re.sub(r"\b\w+(?= was )|\b\w+_\w+\b", lambda name: as_option(name[0]), message)) from None
     except KeyboardInterrupt as stop:
         if not stop.args:  # a second Ctrl-C, before anything was saved
             raise

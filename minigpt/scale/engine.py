@@ -24,6 +24,7 @@ from . import checkpoint, places
 from .moe import balance_experts, experts_of
 from .muon import MuonAndAdamW
 from .precision import DTYPES, LossScale, autocast, precision
+from .precision import FILE as LOSS_SCALE
 from .twin import as_array
 
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}  # ours, torch's
@@ -41,8 +42,8 @@ class TorchEngine:
         self.optimizer = self.scale = None  # both made by begin()
 
     def describe(self):
-        return {"ops": f"torch, kernels of {self.model.kernels}", "precision": self.precision,
-                "torch_compile": self.args.torch_compile}
+        compiled = ", compiled" * self.args.torch_compile
+        return f"ops torch, kernels of {self.model.kernels}, {self.precision}{compiled}"
 
     def begin(self):
         args, groups = self.args, {}
@@ -118,7 +119,7 @@ class TorchEngine:
         for name, param in self.model.named_parameters():
             moments = {theirs: torch.zeros_like(param) for theirs in self._moments(name).values()}
             self.optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
-        if self.scale:
+        if self.scale and (folder / LOSS_SCALE).exists():             # in no checkpoint of another precision
             self.scale.load(folder)
         if checkpoint.is_sharded(folder):
             return checkpoint.read(folder, self._pieces("", *MOMENTS))

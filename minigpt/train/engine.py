@@ -1,7 +1,7 @@
 """What the Trainer needs of a model, whoever computes it. An engine is a model together with its optimiser, and has
 
     ranks                           the processes that share the run (ranks.py)
-    describe()                      what the weights depend on besides data and hyper-parameters, for the run's record
+    describe()                      what computes, in a few words: the weights' last bits depend on it
     begin()                         a new optimiser, for a run's first step or before load()
     gradients(micro_batches)        -> loss, norm: the mean loss over all targets of all micro-batches, and the length
                                     of its gradient, which the engine keeps; FloatingPointError if it cannot be had
@@ -63,7 +63,7 @@ class OpsEngine:
         self.ranks, self.optimizer = Alone(), None
 
     def describe(self):
-        return {"ops": self.model.ops.name}
+        return f"ops {self.model.ops.name}"
 
     def begin(self):
         args = self.args

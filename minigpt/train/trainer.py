@@ -32,8 +32,11 @@ from .optimizer import clip_scale
 from .plot import plot_losses
 from .progress import Progress
 from .schedule import learning_rate
+from .state import FILE as STATE
 from .state import TrainerState, read_state, write_state
 
+# What computes may change in the middle of a run, and with it the last bits of the weights; nothing else may.
+ENGINE = "engine"
 # The arguments that the weights depend on. The length of the run joins them where the schedule stretches over it.
 SAMPLES = "samples_per_step"
 EXACT = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "optim",
@@ -353,26 +356,38 @@ class Trainer:
 
     def _describe(self, steps):
         """All that the weights depend on, as it comes back from JSON."""
-        run = {f"the model's {name}": value for name, value in asdict(self.model.config).items()}
-        run |= self.engine.describe() | {"train_dataset": data.fingerprint(self.train_dataset)}
-        run |= {SAMPLES: self._samples_per_step} | {name: getattr(self.args, name) for name in EXACT}
-        if not self.args.lr_scheduler_type.startswith("constant"):
-            run["max_steps"] = steps
-        if isinstance(self.data_collator, DataCollatorForLanguageModeling):
-            run["data_collator"] = self.data_collator.fingerprint()
+        args, collator, tokenizer = self.args, self.data_collator, self.processing_class
+        ours = isinstance(collator, DataCollatorForLanguageModeling)
+        plain = "causal" if collator is data.default_data_collator else type(collator).__name__
+        run = {"data_collator": collator.fingerprint() if ours else plain,
+               "tokenizer": f"of {len(tokenizer)} tokens" if hasattr(tokenizer, "__len__") else None,
+               "train_dataset": data.fingerprint(self.train_dataset), SAMPLES: self._samples_per_step,
+               "max_steps": None if args.lr_scheduler_type.startswith("constant") else steps}
+        run |= {name: getattr(args, name) for name in EXACT}
+        run |= {f"the model's {name}": value for name, value in asdict(self.model.config).items()}
+        run[ENGINE] = self.engine.describe()
         return json.loads(json.dumps(run))
 
     def _load(self, folder):
         """Takes weights, moments and state from a checkpoint."""
         state, run = read_state(folder)
-        for name in run | self._run:
-            if run.get(name) != self._run.get(name):
-                what = f"{name} was {run.get(name)}, is now {self._run.get(name)}"
-                if name == SAMPLES:
-                    what += (f" (per_device_train_batch_size x gradient_accumulation_steps x {self.ranks.data_ranks}, "
-                             "the ranks with data of their own)")
-                raise ValueError(f"cannot resume from {folder}: {what}; give what it was, or start a new run in "
-                                 "another output_dir")
+        if run.keys() != self._run.keys():
+            names = ", ".join(sorted(run.keys() ^ self._run.keys()))
+            raise ValueError(f"{folder / STATE}: run has or lacks {names}; it is damaged, or of another version")
+        for name, now in self._run.items():                               # what others follow from stands first
+            if run[name] == now:
+                continue
+            what = f"{name} was {run[name]}, is now {now}"
+            if name == ENGINE:
+                if self.ranks.rank == 0:
+                    warnings.warn(f"going on from {folder}: {what}; the weights will not be, to the last bits, those of "
+                                  "a run that stays on one", stacklevel=5)
+                continue
+            if name == SAMPLES:
+                what += (f" (per_device_train_batch_size x gradient_accumulation_steps x {self.ranks.data_ranks}, "
+                         "the ranks with data of their own)")
+            raise ValueError(f"cannot resume from {folder}: {what}; give what it was, or start a new run in another "
+                             "output_dir")
         self.engine.load(folder, state.global_step)
         return state
 
