@@ -148,7 +148,7 @@ class DataCollatorForLanguageModeling:
                 'tokenizer has no pad token; add one with tokenizer.add_special_tokens({"pad_token": "<pad>"}), and '
                 "model.resize_token_embeddings(len(tokenizer))"
             )
-        batch = {"input_ids": np.full((len(pairs), T), self.tokenizer.pad_token_id or 0),
+        batch = {"input_ids": np.full((len(pairs), T), self.tokenizer.pad_token_id or 0),        # None: nothing to pad
                  "labels": np.full((len(pairs), T), IGNORED),
                  "attention_mask": np.zeros((len(pairs), T), np.int64)}
         for i, (ids, labels) in enumerate(pairs):
