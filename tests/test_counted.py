@@ -66,6 +66,19 @@ def test_layernorm(way, kernel):
     assert in_header("layernorm", f"{way}_*_{kernel}.cu") == expected
 
 
+@pytest.mark.skipif(not emulator.flops.COUNTED, reason="FLOPs are not counted on this machine")
+@pytest.mark.parametrize("way, kernel", [(way, kernel) for way in ("forward", "backward")
+                                         for kernel in OPS.kernels[f"layernorm_{way}"]])
+def test_flops_of_layernorm(way, kernel):
+    x, weight, row = np.ones((64, 768), np.float32), np.ones(768, np.float32), np.ones(64, np.float32)
+    with emulator.watch() as report:
+        getattr(OPS, f"layernorm_{way}")(*((x, weight, weight) if way == "forward" else (x, x, weight, row, row)),
+                                         kernel=kernel)
+    path, = (emulator.build.sources() / "cuda" / "layernorm").glob(f"{way}_*_{kernel}.cu")
+    said = int(re.search(r"(\d+) FLOPs a number", path.read_text())[1])
+    assert said == round(sum(launched.flops for launched in report.kernels) / x.size)
+
+
 @pytest.mark.parametrize("kernel", OPS.kernels["linear_forward"])
 def test_linear(kernel):
     x = np.ones((256, 256), np.float16 if kernel == "tensor_cores" else np.float32)

@@ -3,7 +3,7 @@
 // x and dy are read once, 16 bytes an access, and stay in registers between the sums over the row and dx. What all rows
 // share is added up in registers, too, by blocks that take many rows each (partials.cuh, the kernel), and a tiny second
 // kernel adds up what the blocks found, in a fixed order: deterministic without reading anything twice.
-// moved: 12 bytes and 15 FLOPs a number (float32; 6 bytes in 16 bits), and 16 bytes for each of at most 1024 blocks and
+// moved: 12 bytes and 19 FLOPs a number (float32; 6 bytes in 16 bits), and 16 bytes for each of at most 1024 blocks and
 //     column; up to 112 registers
 // counted: 64 rows, C 768, float32: 35,008 sectors of global memory, 3,792 accesses to shared, 0 turns lost
 // measured: not yet run on a GPU

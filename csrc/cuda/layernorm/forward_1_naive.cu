@@ -3,7 +3,7 @@
 // The threads of a warp work on 32 rows, so that one load touches 32 places C numbers apart: 32 sectors of 32 bytes
 // for 32 numbers. Of each sector an eighth is used (float32), and by the time the rest is wanted the cache has lost it.
 // A row is read three times: mean, variance, result; and there are only as many threads as rows.
-// moved: 16 bytes (float32), in sectors up to 8 times as many, and 7 FLOPs a number; 32 registers
+// moved: 16 bytes (float32), in sectors up to 8 times as many, and 8 FLOPs a number; 32 registers
 // counted: 64 rows, C 768, float32: 199,696 sectors of global memory, no shared
 // measured: not yet run on a GPU
 #include <cmath>

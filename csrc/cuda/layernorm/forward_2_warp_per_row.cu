@@ -5,7 +5,7 @@
 // (reduce.cuh), without shared memory and without a barrier. The variance has a pass of its own, as in numpy_ops.py:
 // E[x^2] - E[x]^2 would save it, and lose all digits where the mean is large. The second and third pass find the row
 // in the L1 cache.
-// moved: 8 bytes and 7 FLOPs a number (float32); 32 registers
+// moved: 8 bytes and 9 FLOPs a number (float32); 32 registers
 // counted: 64 rows, C 768, float32: 36,992 sectors of global memory, no shared
 // measured: not yet run on a GPU
 #include <cmath>

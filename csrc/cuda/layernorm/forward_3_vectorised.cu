@@ -4,7 +4,7 @@
 // 16-bit numbers) before it needs the first (row.cuh), which is what it takes to keep the memory busy, and the three
 // passes go over registers. A warp holds 1024 numbers; a longer row is shared by the warps of a block, whose sums meet
 // in shared memory. weight and bias are the same for all rows and come from the L1 cache.
-// moved: 8 bytes and 7 FLOPs a number (float32; 4 bytes in 16 bits); up to 96 registers
+// moved: 8 bytes and 9 FLOPs a number (float32; 4 bytes in 16 bits); up to 96 registers
 // counted: 64 rows, C 768, float32: 24,704 sectors of global memory, no shared
 // measured: not yet run on a GPU
 #include "row.cuh"
