@@ -26,7 +26,7 @@ def test_parameter_counts(preset):
 
 
 def test_counts_of_relatives():
-    """Models that differ from a preset in a few fields: Mixtral 8x22B as released, Llama 3.2 1B, DistilGPT-2, and one
+    """Models that differ from a preset in little: Mixtral 8x22B with 32768 tokens, Llama 3.2 1B, DistilGPT-2, and one
     block of GPT-2."""
     def count(preset, **changes):
         return ModelConfig.preset(preset, **changes).num_parameters()

@@ -416,6 +416,7 @@ def test_plan_as_text_json_and_picture(capsys, tmp_path):
     ("--preset gpt2 --gpus 8 --tokens 1e300", "'1e300' is not a positive number of at most 1e30"),
     ("--preset gpt2 --gpus 8 --batch-tokens 1e30", "--batch-tokens is 1e+30, must be at most 100,000,000 texts"),
     ("--preset gpt2 --gpus 8 --tokens 1e9 --flops 1e18", "not allowed with"),
+    ("--gpus 8 --flops 1e18", "--preset is missing"),
     ("--preset gpt2 --gpus 8 --picture nowhere/x.png", "must be a file in a folder that exists"),
     ("--preset gpt2 --gpus 8 --picture x.jpeg", "must end in .png, .svg, .pdf"),
     ("--preset gpt2 --gpus 8 --batch-tokens x", "'x' is not a positive number"),

@@ -39,7 +39,7 @@ def add_arguments(parser):
     length.add_argument("--tokens", type=number, metavar="N", help="tokens to train on (default: 20 for each parameter "
                         "that a token meets)")
     length.add_argument("--flops", type=number, metavar="C", help="FLOPs of the whole training, in place of tokens; "
-                        "without --preset: the size of model that they train best")
+                        "without --preset and --gpus: the size of model that they train best")
     job.add_argument("--seq", type=count, metavar="T", help="tokens of a text (default: the preset's block_size)")
     job.add_argument("--batch-tokens", type=number, metavar="N", help="tokens of a step; up to 10 %% more or less are "
                      "used where it splits better (default: 0.292 C^0.3271 for a training of C FLOPs)")
@@ -68,7 +68,7 @@ def run(args):
         from ..scale.planner import published
         print(published.markdown())
         return
-    if args.flops is not None and args.preset is None:
+    if args.flops is not None and args.preset is None and args.gpus is None:
         optimal = compute_optimal(args.flops)
         print(json.dumps(optimal, indent=1) if args.json else "\n".join(report.compute_optimal(optimal)))
         return
