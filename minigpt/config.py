@@ -8,10 +8,15 @@ against it, and `num_parameters` adds it up, so a 70-billion-parameter model is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, replace
 
 CHOICES = {"norm": ("layernorm", "rmsnorm"), "position": ("learned", "rope"), "activation": ("gelu", "swiglu"),
            "gate": ("softmax", "sigmoid")}
+
+OF_EXPERTS = ("n_expert_active", "n_expert_shared", "n_dense_layers", "gate", "normalize_gates", "route_scale",
+              "n_expert_group", "n_expert_group_active", "router_bias", "router_bias_rate", "router_aux_loss",
+              "router_z_loss")     # fields that mean nothing without n_expert (expert_inner is n_inner there)
 
 
 def is_trained(name: str) -> bool:
@@ -117,6 +122,11 @@ class ModelConfig:
         self._check_integers("n_expert", "n_expert_shared", "n_dense_layers", least=0)
         self._check_integers("n_expert_active", "n_expert_group", "n_expert_group_active")
         if not self.n_expert:
+            for field in OF_EXPERTS:
+                value, default = getattr(self, field), type(self).__dataclass_fields__[field].default
+                if value != default:
+                    raise ValueError(f"ModelConfig: {field} is {value!r}, must be {default!r} without experts "
+                                     "(n_expert is 0)")
             return
         E, k, groups, chosen = self.n_expert, self.n_expert_active, self.n_expert_group, self.n_expert_group_active
         fits = {
@@ -145,10 +155,23 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str, **changes) -> ModelConfig:
-        """One of PRESETS by name, with some fields changed: ModelConfig.preset("char", vocab_size=96)."""
+        """One of PRESETS by name, with some fields changed: ModelConfig.preset("char", vocab_size=96). With
+        n_expert=0, a preset of experts becomes a dense model of its n_inner."""
         if name not in PRESETS:
             raise ValueError(f"ModelConfig: no preset named {name!r}, there are {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **changes})
+        fields = PRESETS[name]
+        if changes.get("n_expert") == 0:
+            fields = {field: value for field, value in fields.items() if field not in (*OF_EXPERTS, "expert_inner")}
+        return cls(**{**fields, **changes})
+
+    def with_vocab_size(self, new_num_tokens: int) -> ModelConfig:
+        """The same model with another number of tokens. ValueError for what is none."""
+        try:
+            size = new_num_tokens if isinstance(new_num_tokens, bool) else operator.index(new_num_tokens)
+            return replace(self, vocab_size=size)
+        except (TypeError, ValueError):
+            raise ValueError(f"resize_token_embeddings: new_num_tokens is {new_num_tokens!r}, must be an integer of 1 "
+                             "or more") from None
 
     @property
     def head_size(self) -> int:

@@ -16,7 +16,6 @@ import functools
 import math
 import operator
 import reprlib
-from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -82,13 +81,16 @@ class GPT:
         """Makes wte (and an untied head) new_num_tokens rows long, and returns wte, (new_num_tokens, C). New rows are
         the mean of the old ones, so that a new token is neither likelier nor stranger than others at first (J. Hewitt,
         "Initializing New Word Embeddings for Pretrained Language Models", 2021). Call it after the tokenizer has
-        grown, and before a Trainer is made."""
-        self.config = replace(self.config, vocab_size=operator.index(new_num_tokens))
+        grown, and before a Trainer is made. ValueError for what is no number of tokens;
+        after a MemoryError the model is as before."""
+        config, resized = self.config.with_vocab_size(new_num_tokens), {}
         for name in {"wte", self._head_name()}:
             old = self.params[name]
-            self.params[name] = aligned_empty((new_num_tokens, old.shape[1]), self.dtype)
-            self.params[name][:len(old)] = old[:new_num_tokens]
-            self.params[name][len(old):] = old.mean(axis=0)
+            new = resized[name] = aligned_empty((config.vocab_size, old.shape[1]), self.dtype)
+            new[:len(old)] = old[:len(new)]
+            new[len(old):] = old.mean(axis=0)
+        self.config = config
+        self.params.update(resized)
         self.__dict__.pop("grads", None)
         self.saved = {}
         return self.params["wte"]

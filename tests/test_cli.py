@@ -157,7 +157,8 @@ def test_the_objective_is_chosen(text_file, tmp_path, capsys):
     assert ": --objective was masked" in refused(capsys, other)
     back = refused(capsys, train(text_file, tmp_path / "masked", "--resume"))
     assert re.search(": --objective was masked .*, is now causal; give what it was", back), back
-    more = train(text_file, tmp_path / "masked", "--resume", "--objective", "masked", "--gradient-accumulation-steps", 2)
+    batch = ["--per-device-train-batch-size", "9"]
+    more = train(text_file, tmp_path / "masked", "--resume", "--objective", "masked", *batch)
     assert re.search(r"\(--per-device-train-batch-size x --gradient-accumulation-steps x 1", refused(capsys, more))
 
 
@@ -354,6 +355,9 @@ def test_bad_texts(tmp_path, capsys, command, content, message):
     (["--objective", "electra"], "invalid choice: 'electra'"),
     (["--objective", "knowledge"], "--objective knowledge needs the names to hide: --entities FILE"),
     (["--objective", "knowledge", "--entities", "nowhere.txt"], "nowhere.txt: there is no such file"),
+    (["--router-bias"], "router_bias is True, must be False without experts (n_expert is 0)"),
+    (["--expert-inner", "9"], "--expert-inner is 9, means nothing without experts: --n-expert"),
+    (["--muon-learning-rate", "0.1"], "--muon-learning-rate is 0.1, means nothing without --optim muon"),
     (["--entities", "names.txt"], "--entities is for --objective knowledge, the objective is causal"),
     (["--objective", "knowledge", "--entities", __file__, "--triples", __file__], "line 1 is "),
 ])

@@ -118,6 +118,19 @@ def test_experts_that_do_not_fit_are_refused(changes, message):
         ModelConfig(**dict(n_expert=8, activation="swiglu") | changes)
 
 
+@pytest.mark.parametrize("field, value", [
+    ("n_expert_active", 3), ("n_expert_shared", 1), ("n_dense_layers", 1), ("gate", "sigmoid"),
+    ("normalize_gates", False), ("router_bias", True), ("router_z_loss", 0.1)])
+def test_options_of_experts_mean_nothing_to_a_dense_model(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value!r}, must be .* without experts"):
+        ModelConfig(**{field: value})
+
+
+def test_a_preset_of_experts_can_be_made_dense():
+    dense = ModelConfig.preset("moe-char", n_expert=0)
+    assert dense == ModelConfig.preset("llama-char", n_inner=512)
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(kv_lora_rank=-1), "kv_lora_rank is -1, must be an integer of 0 or more"),
     (dict(kv_lora_rank=0), "qk_nope_head_dim is 8, must be 0 without kv_lora_rank"),

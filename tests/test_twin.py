@@ -110,6 +110,16 @@ def test_rows_for_new_tokens_are_those_of_the_model_over_ops(name, size):
     assert twin.wte.grad.shape == twin.wte.shape
 
 
+@pytest.mark.parametrize("make", [lambda: GPT(TINY, "numpy"), lambda: TorchGPT(TINY)], ids=["ops", "twin"])
+@pytest.mark.parametrize("size", [0, True, 1.5, "x", None, 10**15])
+def test_a_refused_resize_leaves_the_model_as_it_was(make, size):
+    model = make()
+    message = "new_num_tokens is .*, must be an integer of 1 or more" if size != 10**15 else None
+    with pytest.raises((ValueError, MemoryError, RuntimeError), match=message):
+        model.resize_token_embeddings(size)
+    assert model.config == TINY and len(model.params["wte"]) == 20
+
+
 def assert_files_equal(a, b, but=()):
     assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
     for path in a.iterdir():

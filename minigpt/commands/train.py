@@ -101,6 +101,7 @@ def run(args):
 
     check_out(args)
     check_engine(args)
+    check_meaning(args)
     sources = read_knowledge(args)
     tokenizer, causal = make_tokenizer(args), args.objective == "causal"
     if not causal and tokenizer.mask_token is None:
@@ -142,6 +143,15 @@ def check_engine(args):
             value = getattr(args, name)
             given = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
             raise ValueError(f"{given} needs the torch twin of the model: --engine torch")
+
+
+def check_meaning(args):
+    """ValueError for options that would change nothing."""
+    experts = getattr(args, "n_expert", PRESETS[args.preset].get("n_expert", 0))
+    for name, means, needed in (("muon_learning_rate", getattr(args, "optim", "adamw") == "muon", "--optim muon"),
+                                ("expert_inner", experts != 0, "experts: --n-expert")):
+        if hasattr(args, name) and not means:
+            raise ValueError(f"{as_option(name)} is {getattr(args, name)}, means nothing without {needed}")
 
 
 def make_model(args, config):

@@ -8,9 +8,7 @@ kernels="torch", torch's own under the same names (torch_kernels.py). Matrix pro
 
 from __future__ import annotations
 
-import operator
 import os
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -79,12 +77,15 @@ class TorchGPT(nn.Module):
 
     def resize_token_embeddings(self, new_num_tokens: int):
         """As GPT.resize_token_embeddings; returns wte, (new_num_tokens, C)."""
-        self.config = replace(self.config, vocab_size=operator.index(new_num_tokens))
+        config, resized = self.config.with_vocab_size(new_num_tokens), []
         for owner, name in ((self, "wte"), *([] if self.config.tied else [(self.head, "weight")])):
             old = getattr(owner, name).detach()                                                     # (V, C)
-            new = old.mean(dim=0).repeat(new_num_tokens, 1)
-            new[:len(old)] = old[:new_num_tokens]
-            setattr(owner, name, nn.Parameter(new))
+            new = old.mean(dim=0).repeat(config.vocab_size, 1)
+            new[:len(old)] = old[:len(new)]
+            resized.append((owner, name, nn.Parameter(new)))
+        for owner, name, new in resized:
+            setattr(owner, name, new)
+        self.config = config
         return self.wte
 
     def extra_repr(self):

@@ -380,8 +380,8 @@ class Trainer:
             what = f"{name} was {run[name]}, is now {now}"
             if name == ENGINE:
                 if self.ranks.rank == 0:
-                    warnings.warn(f"going on from {folder}: {what}; the weights will not be, to the last bits, those of "
-                                  "a run that stays on one", stacklevel=5)
+                    warnings.warn(f"going on from {folder}: {what}; the weights will not be, to the last bits, those "
+                                  "of a run that stays on one", stacklevel=5)
                 continue
             if name == SAMPLES:
                 what += (f" (per_device_train_batch_size x gradient_accumulation_steps x {self.ranks.data_ranks}, "
