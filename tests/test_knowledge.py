@@ -99,9 +99,9 @@ def test_names_are_hidden_whole_within_the_budget(world, tokenizer):
     ids = np.array(tokenizer.encode(world.text(8)))
     gazetteer = Gazetteer(world.names(), tokenizer)
     blocks = [ids[i:i + 64] for i in range(0, len(ids) - 64, 64)]
-    collator = DataCollatorForKnowledge(tokenizer, gazetteer, entity_share=0.6, seed=0)
+    collator = DataCollatorForKnowledge(tokenizer, gazetteer, entity_share=0.3, seed=0)
     batch = collator(blocks)
-    draws, hidden, whole = [], 0, 0
+    draws, hidden, names, whole = [], 0, 0, 0
     for seen, labels, block in zip(batch["input_ids"], batch["labels"], blocks, strict=True):
         chosen = labels != -100
         assert (labels[chosen] == block[chosen]).all() and (seen[~chosen] == block[~chosen]).all()
@@ -111,12 +111,41 @@ def test_names_are_hidden_whole_within_the_budget(world, tokenizer):
                 masks = np.count_nonzero(seen[start:end] == tokenizer.mask_token_id)
                 draws.append(masks == end - start)
                 whole += masks not in (0, end - start)                      # a random token is seldom the mask
-            hidden += chosen[start] * (end - start)
+            hidden, names = hidden + chosen[start], names + 1
     total = np.count_nonzero(batch["labels"] != -100)
     assert_is_binomial(total, ids.size, 0.15, "tokens hidden")
-    assert 0.35 < hidden / total < 0.65, hidden / total
+    assert_is_binomial(hidden, names, 0.3, "names hidden")
     assert_is_binomial(sum(draws), len(draws), 0.8, "names masked as one")
     assert whole <= 0.01 * len(draws)
+
+
+@pytest.mark.parametrize("T", [16, 32, 128])
+def test_a_long_name_is_hidden_as_often_as_a_short_one(world, T):
+    """In short blocks too, whose budget is smaller than the name. The mean of all tokens hidden stays."""
+    tokenizer = Tokenizer.train(world.text(8), 520, special_tokens=["<mask>"])
+    ids, gazetteer = np.array(tokenizer.encode(world.text(40))), Gazetteer(world.names(), tokenizer)
+    collator = DataCollatorForKnowledge(tokenizer, gazetteer, entity_share=0.1, seed=0)
+    hidden, tokens, blocks = {}, [], np.resize(ids, (len(ids) // T, T))
+    for i, block in enumerate(blocks):
+        unit = collator.choose(block, np.random.default_rng([i, T]))
+        tokens.append(np.count_nonzero(unit >= 0))
+        for start, end in gazetteer.find(block):
+            hidden.setdefault(min(end - start, 8), []).append(unit[start] >= 0)
+    assert set(hidden) >= {3, 4, 5, 6, 7, 8} and min(map(len, hidden.values())) > 100
+    for length, drawn in hidden.items():
+        assert_is_binomial(sum(drawn), len(drawn), 0.1, f"names of {length} tokens hidden")
+    assert abs(np.mean(tokens) - 0.15 * T) < 4.5 * np.std(tokens) / np.sqrt(len(tokens))
+
+
+def test_a_block_of_names_alone_keeps_the_share(tokenizer):
+    """More of them would be hidden otherwise than mlm_probability."""
+    block = np.array(tokenizer.encode(" Ann" * 40))
+    collator = DataCollatorForKnowledge(tokenizer, Gazetteer(["Ann"], tokenizer), entity_share=0.9, seed=0)
+    labels, starts = collator([block] * 300)["labels"], [start for start, _ in collator.gazetteer.find(block)]
+    assert len(starts) == 40
+    named = sum(end - start for start, end in collator.gazetteer.find(block))
+    share = 0.15 * len(block) / named                                       # of the names: they are all there is to it
+    assert_is_binomial(np.count_nonzero(labels[:, starts] != -100), labels.shape[0] * 40, share, "names hidden")
 
 
 def test_sentences_of_triples_take_their_share_of_the_rows(world, tokenizer):
@@ -252,6 +281,20 @@ def test_an_untrained_model_is_at_chance(world, tokenizer):
     result = probe(GPT(config, "numpy"), tokenizer, questions)
     assert result["questions"] == len(questions) == 2 * len(world.triples)
     assert result["precision_at_1"] < 0.25 and 0.05 < result["chance"] < 0.25
+
+
+def test_names_of_one_length_are_compared_by_themselves(tokenizer):
+    """A model that knows nothing finds the one short name, by its length; not so among names of one length."""
+    class Even(Told):
+        def forward(self, tokens):
+            return 0 * super().forward(tokens)
+
+    names = ["Ada", "Bella", "baker", "lute"]
+    lengths = [len(tokenizer.encode(" " + name)) for name in names]
+    assert lengths[0] < min(lengths[1:]) and len(set(lengths)) == 3, lengths
+    result = probe(Even("x", tokenizer, False), tokenizer, [Cloze("It is {object}.", name, names) for name in names])
+    assert result["precision_at_1"] == 1 / 4
+    assert result["same_length"] == {"precision_at_1": 0, "chance": 1 / 2, "questions": 2}
 
 
 def test_equal_scores_are_no_knowledge(tokenizer):

@@ -6,6 +6,10 @@ A name may have several tokens. A masked model is shown as many masks as the nam
 to right: the score of a name is the sum of log p(token | text, the name's tokens before it), its later tokens still
 masked (Kauf and Ivanova, arXiv:2305.10588: with all others visible, the pieces of a rare name would vouch for each
 other). A causal model gives the log-probability of the sentence with the name in it. The names are ranked by it.
+
+Names of different lengths are different questions to a masked model: it sees how many masks there are, and a sum of
+more terms is smaller. So the right length may betray a name, and a short name win by being short. Therefore precision
+is reported a second time, of the answer among the candidates of its own number of tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,12 +40,15 @@ class _Token(NamedTuple):
 
 def probe(model, tokenizer, questions: Iterable[Cloze]) -> dict:
     """How well `model` answers: {"precision_at_1", "mrr", "vocabulary_precision_at_1", "vocabulary_mrr", "chance",
-    "questions", "relations": {name: precision_at_1}}.
+    "questions", "same_length": {"precision_at_1", "chance", "questions"}, "relations": {name: precision_at_1}}.
 
     precision_at_1 and mrr (the mean of 1 / rank) rank the answer among its candidates. The same of the vocabulary rank
     each of its tokens among all of them, given those before it, and take the worst: for a name of one token that is
     LAMA's measure, and rank 1 means that the model would write the answer by itself. (Of a causal model it sees the
     text to the left only.) chance is the precision of the best constant answer to each relation.
+
+    same_length ranks the answer among the candidates of as many tokens alone, where there is more than one; its chance
+    is that of the best constant answer to each relation and length. Without any such question both are NaN.
 
     ValueError for a question that cannot be asked, and for a masked model whose tokenizer has no mask token.
     """
@@ -53,18 +60,27 @@ def probe(model, tokenizer, questions: Iterable[Cloze]) -> dict:
     asked = [[_predictions(model, tokenizer, question, name) for name in question.candidates]
              for question in map(_checked, questions)]
     log_p, rank_of = _predict(model, {token for names in asked for name in names for token in sum(name, [])})
-    ranks, vocabulary_ranks, hits = [], [], {}
+    ranks, vocabulary_ranks, hits, fair, fair_hits = [], [], {}, {}, []
     for question, names in zip(questions, asked, strict=True):
         scores = [sum(log_p[token] for token in name + after) for name, after in names]
         right = question.candidates.index(question.answer)
         ranks.append(sum(score >= scores[right] for score in scores))                # of equals the worst
+        length = len(names[right][0])
+        equals = [score for score, (name, _) in zip(scores, names, strict=True) if len(name) == length]
+        if len(equals) > 1:
+            fair.setdefault((question.relation, length), []).append(question.answer)
+            fair_hits.append(sum(score >= scores[right] for score in equals) == 1)
         vocabulary_ranks.append(max(rank_of[token] for token in names[right][0]))
         hits.setdefault(question.relation, []).append(ranks[-1] == 1)
+    given = {}
+    for question in questions:
+        given.setdefault(question.relation, []).append(question.answer)
     return {
         "precision_at_1": _mean(rank == 1 for rank in ranks), "mrr": _mean(1 / rank for rank in ranks),
         "vocabulary_precision_at_1": _mean(rank == 1 for rank in vocabulary_ranks),
         "vocabulary_mrr": _mean(1 / rank for rank in vocabulary_ranks),
-        "chance": _chance(questions), "questions": len(questions),
+        "chance": _chance(given), "questions": len(questions),
+        "same_length": {"precision_at_1": _mean(fair_hits), "chance": _chance(fair), "questions": len(fair_hits)},
         "relations": {relation: _mean(found) for relation, found in hits.items()},
     }
 
@@ -113,12 +129,12 @@ def _predict(model, tokens):
     return log_p, rank_of
 
 
-def _chance(questions):
-    answers = {}
-    for question in questions:
-        answers.setdefault(question.relation, []).append(question.answer)
-    return sum(max(map(given.count, given)) for given in answers.values()) / len(questions)
+def _chance(answers):
+    """Of the answers to each kind of question: the precision of the best constant one."""
+    questions = sum(map(len, answers.values()))
+    return sum(max(map(given.count, given)) for given in answers.values()) / questions if questions else float("nan")
 
 
 def _mean(values):
-    return float(np.mean(list(values)))
+    values = list(values)
+    return float(np.mean(values)) if values else float("nan")

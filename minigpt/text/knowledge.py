@@ -95,12 +95,13 @@ class DataCollatorForKnowledge(DataCollatorForLanguageModeling):
     """Hides whole names, as spans; arguments and batches as DataCollatorForLanguageModeling's, with
 
     gazetteer      the names.
-    entity_share   the share of the budget (mlm_probability of the tokens that are not special) for names: they are
-                   taken in random order as long as they fit, and the rest of the budget goes to tokens outside of them.
-                   A name is masked, replaced by random tokens or kept as one (SpanBERT, arXiv:1907.10529). Not all of
-                   the budget, because a sentence of which all names are hidden tells nothing about any.
+    entity_share   the share of the names that are hidden: each by a draw of its own, so that a long one is hidden as
+                   often as a short one. Tokens outside of names are drawn as many as bring the mean to mlm_probability
+                   of the tokens that are not special; in a block of which names are so large a part that they alone
+                   would exceed it, fewer are hidden. A name is masked, replaced by random tokens or kept as one
+                   (SpanBERT, arXiv:1907.10529). Not all names, because a sentence without any tells nothing.
     triples        sentences that tell facts (see `verbalise`), and triple_share: the share of the rows in which such
-                   sentences, in random order, stand instead of the text. The number of tokens remains. With mlm=False
+                   sentences, drawn at random, stand instead of the text. The number of tokens remains. With mlm=False
                    that is all that is done, for a causal model.
     """
 
@@ -136,20 +137,17 @@ class DataCollatorForKnowledge(DataCollatorForLanguageModeling):
         return super().label(ids, rng)
 
     def choose(self, ids, rng):
-        unit = np.full(len(ids), -1)
-        budget = self.mlm_probability * np.count_nonzero(~self._special[ids])
-        budget = int(budget) + (rng.random() < budget % 1)                      # the share is kept on average
-        names = self.gazetteer.find(ids)
-        left = round(self.entity_share * budget)
-        for i in rng.permutation(len(names)):
-            start, end = names[i]
-            if end - start <= left and not self._special[ids[start:end]].any():
-                unit[start:end] = start
-                left -= end - start
-        free = ~self._special[ids]
-        for start, end in names:
+        unit, free = np.full(len(ids), -1), ~self._special[ids]
+        names = [(start, end) for start, end in self.gazetteer.find(ids) if free[start:end].all()]
+        budget = self.mlm_probability * np.count_nonzero(free)                  # tokens to hide, on average
+        named = sum(end - start for start, end in names)
+        p = min(self.entity_share, budget / max(named, 1))
+        for (start, end), draw in zip(names, rng.random(len(names)), strict=True):
             free[start:end] = False
-        rest = rng.permutation(np.flatnonzero(free))[:budget - np.count_nonzero(unit >= 0)]
+            if draw < p:
+                unit[start:end] = start
+        rest = budget - p * named
+        rest = rng.permutation(np.flatnonzero(free))[:int(rest) + (rng.random() < rest % 1)]
         unit[rest] = rest
         return unit
 
