@@ -260,19 +260,24 @@ def test_no_question_is_in_what_the_knowledge_arms_train_on(monkeypatch):
 
     def ask(model, tokenizer, questions):
         asked.update(question.sentence.strip() for question in questions)
+
+    def loss(model, collator, dataset):
+        rows = [dataset[i] for i in range(len(dataset))]
+        ordinary.update(collator.tokenizer.decode(np.concatenate(rows)).splitlines()[:-1])
         raise Caught
 
-    monkeypatch.setattr(knowledge, "train", train)
+    for function in (train, loss):
+        monkeypatch.setattr(knowledge, function.__name__, function)
     monkeypatch.setattr(knowledge, "probe", ask)
     for seed in range(knowledge.SEEDS):
-        caught, asked = [], set()
+        caught, asked, ordinary = [], set(), set()
         with pytest.raises(Caught):
             knowledge.measure_arm(seed, "names + triples")
         world, trained = World(**knowledge.WORLD, seed=seed), set(caught)
         names = world.names()
         assert len(caught) > 1000 and len(asked) == 2 * len(world.triples)
         assert not trained & {sentence.replace("{object}", name) for sentence in asked for name in names}
-        assert not trained & set(world.filler(400, seed=1))                                     # the ordinary text
+        assert len(ordinary) > 300 and not trained & ordinary
 
 
 def test_the_kept_knowledge_result_is_of_these_settings():

@@ -289,12 +289,12 @@ def test_names_of_one_length_are_compared_by_themselves(tokenizer):
         def forward(self, tokens):
             return 0 * super().forward(tokens)
 
-    names = ["Ada", "Bella", "baker", "lute"]
+    names = ["Niban", "Ada", "Paul", "Bella", "baker", "lute"]
     lengths = [len(tokenizer.encode(" " + name)) for name in names]
-    assert lengths[0] < min(lengths[1:]) and len(set(lengths)) == 3, lengths
+    assert lengths == [1, 2, 2, 3, 3, 4]
     result = probe(Even("x", tokenizer, False), tokenizer, [Cloze("It is {object}.", name, names) for name in names])
-    assert result["precision_at_1"] == 1 / 4
-    assert result["same_length"] == {"precision_at_1": 0, "chance": 1 / 2, "questions": 2}
+    assert result["precision_at_1"] == 1 / 6
+    assert result["same_length"] == {"precision_at_1": 0, "chance": 1 / 2, "questions": 4}
 
 
 def test_equal_scores_are_no_knowledge(tokenizer):
