@@ -20,7 +20,9 @@ import torch
 import torch.distributed as dist
 
 from minigpt import ModelConfig, TrainingArguments
+from minigpt.files import SafeTensors, load_pretrained, write_safetensors
 from minigpt.scale import TorchGPT, parallel, places, tensor_parallel
+from minigpt.scale.checkpoint import RECORD
 from minigpt.scale.engine import MOMENTS, TorchEngine
 
 TINY = dict(vocab_size=11, block_size=9, n_layer=2, n_head=4, n_embd=16, n_inner=24)
@@ -240,22 +242,49 @@ def check_the_whole_model_2():
 
 
 def check_shards_are_missed_2():
-    made, folder = engine(GPT2, "fsdp"), FOLDER / "damaged"
+    folder = FOLDER / "damaged"
     saved(folder, "fsdp")
-    shard = max(folder.glob("shard-*"))
-    made.ranks.wait()
-    for damage, message in ((lambda: shard.write_bytes(shard.read_bytes()[:-1]), "cut off"),
-                            (shard.unlink, f"{shard.name} is missing, one of the 2 shards")):
-        if made.ranks.rank == 0:
+    shard, index = max(folder.glob("shard-*")), folder / "shards.json"
+    content = shard.read_bytes()
+    file = SafeTensors(shard)
+    tensors = {name: np.array(file[name]) for name in file.keys()}
+    record = file.metadata[RECORD]
+    twice = json.dumps(json.loads(record) | {"m.wte": {"saved_offsets": [0, 0]}})
+
+    def rewritten(change, record):
+        changed = {name: change(x) for name, x in tensors.items()}
+        return lambda: write_safetensors(shard, changed, {RECORD: record})
+
+    for damage, message in (
+            (lambda: shard.write_bytes(content[:-1]), "cut off"),
+            (rewritten(lambda x: x * np.nan, record), "must be finite numbers"),
+            (rewritten(lambda x: x - 1e3, record), "must be finite numbers, those of v.* 0 or more"),
+            (rewritten(lambda x: x.astype(int), record), "torch.int64, must be"),
+            (rewritten(np.array, "nonsense"), f"{shard.name}: {RECORD} in its header must be JSON"),
+            (rewritten(np.array, twice), "m.wte"),
+            (lambda: shard.write_bytes(content) and index.write_text('{"shards": []}'), "lists 0 shards, but 2"),
+            (index.unlink, "holds shards, but no shards.json"),
+            (lambda: index.write_text(json.dumps({"shards": [shard.name]})) and shard.unlink(),
+             f"{shard.name} is missing, one of the 1 shards")):
+        dist.barrier()
+        if dist.get_rank() == 0:
             damage()
-        made.ranks.wait()
+        dist.barrier()
         try:
-            made.load(folder, 2)
+            loaded(folder)                                                # as a whole, on each rank
         except ValueError as error:
-            assert message in str(error)
+            assert message in str(error), error
         else:
-            raise AssertionError("a damaged checkpoint was loaded")
-        made.ranks.wait()
+            raise AssertionError(f"a damaged checkpoint was loaded: {message}")
+
+
+def check_a_sharded_checkpoint_says_what_it_is_2():
+    try:
+        load_pretrained(FOLDER / "saved/fsdp_2")
+    except ValueError as error:
+        assert "is a sharded checkpoint, which training can go on from" in str(error), error
+    else:
+        raise AssertionError("it holds no model.safetensors")
 
 
 def check_ranks_that_disagree_2():

@@ -112,13 +112,18 @@ def test_one_line_from_one_rank(tmp_path, ranks, options, message):
     assert '/minigpt/' not in output                            # no traceback of ours
 
 
-def test_a_rank_that_differs_ends_all(tmp_path):
-    """Rank 1 finds that its learning rate is another; the first rank, already in the next exchange, says nothing."""
-    arguments = " ".join(map(str, train(tmp_path / "out", "--parallel", "ddp")))
-    command = f"exec {sys.executable} {arguments} --learning-rate 0.00$((1 + RANK))"
+@pytest.mark.parametrize("option, message", [
+    ("--parallel ddp --n-embd $((16 + 16 * RANK))", "n_embd is 32 on rank 1, and 16 on rank 0"),
+    ("--parallel $([ $RANK = 0 ] && echo fsdp || echo ddp)", "parallel is ddp on rank 1, and fsdp on rank 0"),
+    ("--parallel ddp --eval-fraction 0.$((1 + RANK))", "train_dataset is "),
+])
+def test_a_rank_that_differs_ends_all(tmp_path, option, message):
+    """Rank 1 finds that it is another; the first rank, already in the next exchange, says nothing."""
+    arguments = " ".join(map(str, train(tmp_path / "out")))
+    command = f"exec {sys.executable} {arguments} {option}"
     _, output = run(*TORCHRUN, "--nproc-per-node", 2, "--no-python", "bash", "-c", command)
     lines = [line for line in output.splitlines() if line.startswith("minigpt: ")]
-    assert lines == [lines[0]] and "rank 1: the ranks disagree: learning_rate is 0.002 on rank 1, and 0.001" in lines[0]
+    assert lines == [lines[0]] and f"rank 1: the ranks disagree: {message}" in lines[0]
 
 
 def test_sigterm_saves_everything(tmp_path):
@@ -158,4 +163,4 @@ def test_a_backend_that_is_missing(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: False)
     for device, name in (("cpu", "gloo"), ("cuda", "nccl")):
         with pytest.raises(ValueError, match=f"parallel needs {name} for ranks on {device}, which this torch"):
-            Ranks(Layout.parse("ddp"), device)
+            Ranks(Layout.parse("ddp"), device, {})

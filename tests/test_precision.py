@@ -1,6 +1,7 @@
 """The twin in 16 bits, with layers computed again and compiled: what each promises, and how each fails."""
 
 import json
+import math
 import re
 import sys
 import weakref
@@ -126,8 +127,11 @@ def test_the_loss_scale_survives_a_stop(tmp_path, monkeypatch):
     folders = [tmp_path / name / "checkpoint-12" for name in ("whole", "stopped")]
     assert_files_equal(*folders, but=["trainer_state.json"])
     assert json.loads((folders[0] / "loss_scale.json").read_text())["value"] > LossScale.START
-    for content in ("{}", '{"value": "x", "good_steps": 0, "skipped": 0}'):
-        (folders[1] / "loss_scale.json").write_text(content)
+    saved = json.loads((folders[1] / "loss_scale.json").read_text())
+    wrong = [("value", x) for x in ("x", math.inf, math.nan, 1e300, 3.0, 0.0, 0)]
+    wrong += [("good_steps", 1.5), ("good_steps", 5), ("skipped", -1), ("skipped", None)]
+    for content in [{}, *({**saved, name: value} for name, value in wrong)]:
+        (folders[1] / "loss_scale.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match="loss_scale.json: must be an object of value, good_steps, skipped"):
             run_of(tmp_path / "stopped", fp16=True).train(resume_from_checkpoint=True)
 

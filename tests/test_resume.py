@@ -18,6 +18,7 @@ import pytest
 from training import ROOT, at_step, names, tokens, trainer, weights
 
 from minigpt.config import ModelConfig
+from minigpt.files import SafeTensors, write_safetensors
 from minigpt.model import GPT
 from minigpt.text import TextDataset
 from minigpt.train import TrainingArguments, checkpoint
@@ -223,22 +224,52 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         path.write_bytes(content)
 
 
+def test_a_broken_model_replaces_no_good_one(tmp_path):
+    run = trainer(tmp_path, max_steps=1, save_strategy="no", eval_strategy="no")
+    run.train()
+    run.save_model()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    run.model.params["wte"][0, 0] = np.nan
+    with pytest.raises(FloatingPointError, match="the weights are no longer finite numbers"):
+        run.save_model()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_moments_that_cannot_be_are_refused(trained):
+    path = trained / "checkpoint-12" / "optimizer.safetensors"
+    content, saved = path.read_bytes(), SafeTensors(path)
+    moments = {name: np.array(saved[name]) for name in saved.keys()}
+    m, v = moments["m.wte"], moments["v.wte"]
+    for change, message in [({"m.wte": m * np.nan}, "m.wte must be finite"), ({"v.wte": v - 1}, "v.wte must be finite"),
+                            ({"m.wte": m.astype(int)}, "m.wte is int64"), ({"m.wte": m[1:]}, "m.wte is float32"),
+                            ({"m.more": m}, "m.more is none of this optimiser")]:
+        write_safetensors(path, moments | change)
+        with pytest.raises(ValueError, match=f"checkpoint-12/optimizer.safetensors: {message}"):
+            trainer(trained).train(resume_from_checkpoint=True)
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("field, value, must_be", [
     ("global_step", -5, "the number of its folder"),
     ("global_step", 4.5, "the number of its folder"),
     ("global_step", 10**9, "the number of its folder"),
     ("max_steps", None, "an integer"),
+    ("max_steps", -5, "an integer, 0 or more"),
     ("epoch", True, "a float"),
+    ("epoch", -3.0, "a float, 0 or more"),
     ("best_metric", math.nan, "a float or null"),
     ("best_model_checkpoint", 5, "the name of a checkpoint beside it or null"),
     ("best_model_checkpoint", "../../etc", "the name of a checkpoint beside it or null"),
     ("best_model_checkpoint", "checkpoint-5", "the name of a checkpoint beside it or null"),
     ("unlogged_loss", "x", "a float"),
-    ("unlogged_steps", -1, "an integer, 0 or more"),
+    ("unlogged_steps", -1, "an integer, from 0 to global_step"),
+    ("unlogged_steps", 13, "an integer, from 0 to global_step"),
     ("log_history", None, "a list of objects"),
     ("log_history", [1], "a list of objects"),
     ("log_history", [{"loss": 1.0}], "a list of objects"),
     ("log_history", [{"epoch": 0.5, "loss": "x", "step": 1}], "a list of objects"),
+    ("log_history", [{"epoch": 0.5, "loss": math.inf, "step": 1}], "a list of objects"),
+    ("log_history", [{"epoch": 0.5, "loss": 10**30, "step": 1}], "a list of objects"),
     ("run", [1], "an object"),
 ])
 def test_a_state_that_was_edited_is_refused_and_harms_nothing(trained, field, value, must_be):

@@ -21,7 +21,7 @@ from .json_file import read_json, write_json
 from .layouts import HEAD, IGNORED, PREFIX, config_from_json, config_to_json, layout, model_type, place, place_shape
 from .safetensors import SafeTensors, write_safetensors
 
-__all__ = ["SafeTensors", "atomic_write", "load_pretrained", "save_pretrained", "write_safetensors"]
+__all__ = ["SafeTensors", "atomic_write", "load_pretrained", "save_config", "save_pretrained", "write_safetensors"]
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -42,12 +42,17 @@ def save_pretrained(model, directory, tokenizer=None):
     tensors = {(name if name == HEAD else PREFIX[kind] + name): place(params, *where)
                for name, where in layout(config, kind).items()}
     write_safetensors(directory / WEIGHTS, tensors, {"format": "pt"})     # transformers asks for this entry
+    save_config(model, directory, tokenizer)
+
+
+def save_config(model, directory, tokenizer=None):
+    """Writes all but the weights."""
     ids = {"bos_token_id": None, "eos_token_id": model.eos_token_id}
     if tokenizer is not None:
         ids = dict.fromkeys(ids, tokenizer.eos_token_id)
         tokenizer.save_pretrained(directory)
     write_json(directory / "generation_config.json", ids)
-    write_json(directory / CONFIG, config_to_json(model.config, kind) | ids)
+    write_json(directory / CONFIG, config_to_json(model.config, model_type(model.config)) | ids)
 
 
 def load_pretrained(directory) -> tuple[ModelConfig, dict[str, np.ndarray]]:
@@ -106,6 +111,9 @@ def _weight_files(directory, prefix):
     elif (directory / INDEX).exists():
         names = _shards(directory)
     else:
+        if any(directory.glob("shard-*")):
+            raise ValueError(f"{directory}: is a sharded checkpoint, which training can go on from (minigpt train "
+                             f"--resume, with --parallel); the whole model is written at the end, as {WEIGHTS}")
         pickled = [path.name for path in directory.glob("*.bin")]
         found = f"only {pickled[0]}, which may run code when it is opened: convert it first" if pickled else "none"
         raise ValueError(f"{directory}: must hold {WEIGHTS}, found {found}")

@@ -7,6 +7,8 @@ of the pieces of places.py, and where a rectangle that is wanted meets one that 
     shards.json                     the names of the files, so that none is missed
 """
 
+import json
+import math
 import warnings
 from pathlib import Path
 
@@ -22,10 +24,11 @@ from ..files import SafeTensors
 from ..files.json_file import read_json, write_json
 
 INDEX = "shards.json"
+RECORD = "DCP_SHARDING_INFO"  # torch's name for where in the whole the tensors of a file begin
 
 
 def is_sharded(folder):
-    return (Path(folder) / INDEX).exists()
+    return (Path(folder) / INDEX).exists() or bool(_files(folder))
 
 
 def write(folder, pieces):
@@ -33,15 +36,15 @@ def write(folder, pieces):
     once. All is there when it returns, on any rank."""
     dcp.save(pieces, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True), planner=_Save())
     if dist.get_rank() == 0:
-        write_json(Path(folder) / INDEX, {"shards": sorted(path.name for path in Path(folder).glob("shard-*"))})
+        write_json(Path(folder) / INDEX, {"shards": _files(folder)})
     dist.barrier()
 
 
 def read(folder, pieces):
     """Fills {name: Piece} from a folder. ValueError names a shard that is missing or damaged, and a tensor that is not
-    there in the shape of the pieces."""
+    there as a whole, in the shape of the pieces, or holds what no weight or moment can be."""
     for name in _shards(folder):
-        SafeTensors(Path(folder) / name)
+        _check_record(SafeTensors(Path(folder) / name))
     reader = dcp.HuggingFaceStorageReader(str(folder))
     stored = reader.read_metadata().state_dict_metadata
     for name, piece in pieces.items():
@@ -49,18 +52,47 @@ def read(folder, pieces):
         if found != piece.shape:
             raise ValueError(f"{folder}: {name} has shape {found}, must be {piece.shape}" if found else
                              f"{folder}: the shards lack {name}")
+        held = sum(math.prod(chunk.sizes) for chunk in stored[name].chunks)
+        if held != math.prod(found) or not stored[name].properties.dtype.is_floating_point:
+            raise ValueError(f"{folder}: the shards hold {held} numbers of {name}, {stored[name].properties.dtype}, "
+                             f"must be {math.prod(found)} in floating point")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")        # one process alone
         dcp.load(pieces, storage_reader=reader, planner=_Load(), no_dist=not dist.is_initialized())
+    for name, piece in pieces.items():
+        if not piece.data.isfinite().all() or name.startswith("v.") and (piece.data < 0).any():
+            raise ValueError(f"{folder}: the shards' {name} must be finite numbers, those of v.* 0 or more")
+
+
+def _check_record(file):
+    """ValueError if a shard does not say where in the whole each of its tensors begins."""
+    text = file.metadata.get(RECORD, "null")
+    try:
+        starts = {name: entry["saved_offsets"] for name, entry in json.loads(text).items()}
+        holds = starts.keys() == file.keys() and all(
+            len(starts[name]) == len(shape) and all(type(n) is int and 0 <= n < 2**62 for n in starts[name])
+            for name, shape in file.shapes.items())
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        holds = False
+    if not holds:
+        raise ValueError(f"{file.path}: {RECORD} in its header must be JSON with saved_offsets of every tensor")
+
+
+def _files(folder):
+    return sorted(path.name for path in Path(folder).glob("shard-*"))
 
 
 def _shards(folder):
+    if not (Path(folder) / INDEX).exists():
+        raise ValueError(f"{folder}: holds shards, but no {INDEX} that lists them")
     names = read_json(Path(folder) / INDEX).get("shards")
     if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise ValueError(f"{Path(folder) / INDEX}: shards is {names!r}, must be a list of files beside it")
     for name in names:
         if not (Path(folder) / name).is_file():
             raise ValueError(f"{folder}: {name} is missing, one of the {len(names)} shards that {INDEX} lists")
+    if sorted(names) != _files(folder):
+        raise ValueError(f"{Path(folder) / INDEX}: lists {len(names)} shards, but {len(_files(folder))} are beside it")
     return names
 
 

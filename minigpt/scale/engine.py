@@ -19,7 +19,7 @@ from ..files.safetensors import SafeTensors, write_safetensors
 from ..ranks import Alone
 from ..train.engine import OPTIMIZER, counted
 from ..train.muon import is_hidden, rows_of_matrices
-from ..train.optimizer import decays, read_moment
+from ..train.optimizer import decays, read_moments
 from . import checkpoint, places
 from .moe import balance_experts, experts_of
 from .muon import MuonAndAdamW
@@ -124,10 +124,11 @@ class TorchEngine:
         if checkpoint.is_sharded(folder):
             return checkpoint.read(folder, self._pieces("", *MOMENTS))
         self.load_weights(folder)
-        state, shapes = SafeTensors(folder / OPTIMIZER), self.model.config.parameter_shapes()
+        shapes = {f"{kind}.{name}": shape for name, shape in self.model.config.parameter_shapes().items()
+                  if is_trained(name) for kind in self._moments(name)}
+        saved = read_moments(SafeTensors(folder / OPTIMIZER), shapes)
         for kind in MOMENTS:
-            self._fill(kind, {name: read_moment(state, f"{kind}.{name}", shape) for name, shape in shapes.items()
-                              if is_trained(name) and kind in self._moments(name)})
+            self._fill(kind, {name[2:]: moment for name, moment in saved.items() if name.startswith(f"{kind}.")})
 
     def load_weights(self, folder):
         if checkpoint.is_sharded(folder):

@@ -26,6 +26,7 @@ import functools
 import json
 import os
 import warnings
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import torch
@@ -35,7 +36,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..files import save_pretrained
+from ..files import save_config, save_pretrained
 from ..ranks import Layout
 from . import checkpoint, places, tensor_parallel
 from .engine import MOMENTS, TorchEngine
@@ -45,10 +46,13 @@ TIMEOUT = datetime.timedelta(minutes=10)  # that a rank waits for the others
 
 
 class Ranks:
-    """The process group of a layout, and what its ranks tell each other."""
+    """The process group of a layout, and what its ranks tell each other. `run`, a dict, must be the same on all: ranks
+    of other layouts or models would not only compute something else, they would wait for each other."""
 
-    def __init__(self, layout, device_type):
+    def __init__(self, layout, device_type, run):
         self._join(device_type)
+        self.rank, self.device = dist.get_rank(), torch.device(device_type)
+        self.agree(run)
         world = dist.get_world_size()
         dp = layout.dp or world
         if layout.inner * dp != world:
@@ -56,10 +60,9 @@ class Ranks:
             raise ValueError(f"parallel is {text}, which takes {layout.inner * dp} ranks, but there are {world}: start "
                              f"it with torchrun --nproc-per-node {layout.inner * dp}")
         self.mesh = init_device_mesh(device_type, (dp, layout.inner), mesh_dim_names=("dp", "inner"))
-        self.rank, self.inner, self.copies = dist.get_rank(), self.mesh.get_group("inner"), self.mesh.get_group("dp")
+        self.inner, self.copies = self.mesh.get_group("inner"), self.mesh.get_group("dp")
         self.data = self.copies if layout.kind == "tp" else dist.group.WORLD      # ranks with different data
         self.data_rank, self.data_ranks = self.data.rank(), self.data.size()
-        self.device = torch.device(device_type)
 
     def _join(self, device_type):
         if dist.is_initialized():
@@ -133,7 +136,8 @@ class ParallelEngine(TorchEngine):
                              if model.config.n_expert else f"parallel is {args.parallel}, but the model has no experts")
         if args.optim == "muon" and layout.kind in ("fsdp", "tp"):
             raise ValueError(f"Trainer: optim is 'muon', must be 'adamw' with {layout.kind}: Muon needs whole matrices")
-        self.ranks = Ranks(layout, model.device.type)
+        shared = asdict(args) | asdict(model.config) | {"dtype": model.dtype, "kernels": model.kernels}
+        self.ranks = Ranks(layout, model.device.type, shared)
         inner = self.ranks.inner
         self._place = {
             "ddp": places.whole,
@@ -214,8 +218,10 @@ class ParallelEngine(TorchEngine):
 
     def save(self, folder, tokenizer):
         checkpoint.write(folder, self._pieces("", *MOMENTS))
-        if self.scale and self.ranks.rank == 0:
-            self.scale.save(folder)
+        if self.ranks.rank == 0:
+            save_config(self.model, folder, tokenizer)
+            if self.scale:
+                self.scale.save(folder)
 
     def save_model(self, folder, tokenizer):
         """The whole model, written by the first rank."""

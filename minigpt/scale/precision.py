@@ -4,6 +4,7 @@ above 0, where gradients get lost; so the loss, and with it every gradient, is m
 (Micikevicius et al. 2017, arXiv:1710.03740), the largest at which nothing overflows, found by trial."""
 
 import contextlib
+import math
 
 import torch
 
@@ -27,7 +28,7 @@ def autocast(name, device):
 class LossScale:
     """What the loss is multiplied by: halved when the gradients overflow, doubled after GROWTH steps without."""
 
-    START, LEAST, GROWTH = 2.0**16, 2.0**-10, 2000
+    START, LEAST, MOST, GROWTH = 2.0**16, 2.0**-10, 2.0**40, 2000
 
     def __init__(self):
         self.value, self.good_steps, self.skipped = self.START, 0, 0
@@ -44,7 +45,7 @@ class LossScale:
         """A step has been made."""
         self.good_steps += 1
         if self.good_steps == self.GROWTH:
-            self.value, self.good_steps = self.value * 2, 0
+            self.value, self.good_steps = min(self.value * 2, self.MOST), 0
 
     def save(self, folder):
         write_json(folder / FILE, vars(self))
@@ -52,6 +53,11 @@ class LossScale:
     def load(self, folder):
         """ValueError if the file is not what save() wrote."""
         saved = read_json(folder / FILE)
-        if saved.keys() != vars(self).keys() or not all(type(x) in (int, float) and x >= 0 for x in saved.values()):
-            raise ValueError(f"{folder / FILE}: must be an object of {', '.join(vars(self))}, numbers of 0 or more")
+        if saved.keys() != vars(self).keys() or not (
+                type(saved["value"]) is float and self.LEAST <= saved["value"] <= self.MOST
+                and math.frexp(saved["value"])[0] == 0.5
+                and all(type(saved[name]) is int and saved[name] >= 0 for name in ("good_steps", "skipped"))
+                and saved["good_steps"] < self.GROWTH):
+            raise ValueError(f"{folder / FILE}: must be an object of {', '.join(vars(self))}: a power of two from "
+                             f"{self.LEAST:g} to {self.MOST:g}, an integer below {self.GROWTH}, and one of 0 or more")
         vars(self).update(saved)

@@ -14,7 +14,7 @@ one array are matrices of their own: the projections to queries, keys and values
 import numpy as np
 
 from ..ops.memory import aligned_zeros
-from .optimizer import AdamW, read_moment
+from .optimizer import AdamW, read_moments
 
 A, B, C = 3.4445, -4.7750, 2.0315
 ROUNDS = 5
@@ -79,5 +79,7 @@ class Muon:
         return {f"m.{name}": m for name, m in self.m.items()} | self.adamw.state_dict()
 
     def load_state_dict(self, state):
-        for name, moment in self.state_dict().items():
-            moment[...] = read_moment(state, name, moment.shape)
+        moments = self.state_dict()
+        saved = read_moments(state, {name: moment.shape for name, moment in moments.items()})
+        for name, moment in moments.items():
+            moment[...] = saved[name]

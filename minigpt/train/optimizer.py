@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from ..ops.memory import aligned_zeros
 
 
@@ -25,20 +27,29 @@ class AdamW:
         return {f"{kind}.{name}": moment for kind in ("m", "v") for name, moment in getattr(self, kind).items()}
 
     def load_state_dict(self, state):
-        for name, moment in self.state_dict().items():
-            moment[...] = read_moment(state, name, moment.shape)
+        moments = self.state_dict()
+        saved = read_moments(state, {name: moment.shape for name, moment in moments.items()})
+        for name, moment in moments.items():
+            moment[...] = saved[name]
 
 
 def decays(param):
     return param.ndim >= 2
 
 
-def read_moment(state, name, shape):
-    """One array of a saved optimiser; ValueError if it is not as it must be."""
-    if name not in state.keys() or tuple(state[name].shape) != tuple(shape):
-        found = f"has shape {state[name].shape}" if name in state.keys() else "is missing"
-        raise ValueError(f"optimizer state: {name} {found}, must be of shape {tuple(shape)}")
-    return state[name]
+def read_moments(file, shapes):
+    """{name: array} of a saved optimiser, an open SafeTensors. ValueError names the file if it does not hold just these
+    {name: shape}, or numbers that no moment can be."""
+    for name in sorted(shapes.keys() ^ file.keys()):
+        raise ValueError(f"{file.path}: {name} is {'missing' if name in shapes else 'none of this optimiser'}")
+    saved = {name: file[name] for name in shapes}
+    for name, x in saved.items():
+        if x.shape != tuple(shapes[name]) or x.dtype.kind != "f":
+            raise ValueError(f"{file.path}: {name} is {x.dtype} of shape {x.shape}, must be floating point of shape "
+                             f"{tuple(shapes[name])}")
+        if not np.isfinite(x).all() or name.startswith("v.") and (x < 0).any():
+            raise ValueError(f"{file.path}: {name} must be finite numbers, those of v.* 0 or more")
+    return saved
 
 
 def global_norm(grads, ops):

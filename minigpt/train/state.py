@@ -41,13 +41,14 @@ def read_state(folder):
 
     fields = {
         "global_step": (lambda x: type(x) is int and f"checkpoint-{x}" == folder.name, "the number of its folder"),
-        "max_steps": (lambda x: type(x) is int, "an integer"),
-        "epoch": (_is_float, "a float"),
+        "max_steps": (lambda x: type(x) is int and 0 <= x < 2**53, "an integer, 0 or more"),
+        "epoch": (lambda x: _is_float(x) and x >= 0, "a float, 0 or more"),
         "best_metric": (lambda x: x is None or _is_float(x), "a float or null"),
         "best_model_checkpoint": (lambda x: x is None or is_beside(x), "the name of a checkpoint beside it or null"),
         "unlogged_loss": (_is_float, "a float"),
-        "unlogged_steps": (lambda x: type(x) is int and x >= 0, "an integer, 0 or more"),
-        "log_history": (_is_log, "a list of objects that hold step, epoch and other numbers"),
+        "unlogged_steps": (lambda x: type(x) is int and 0 <= x <= saved["global_step"],
+                           "an integer, from 0 to global_step"),
+        "log_history": (_is_log, "a list of objects that hold step, epoch and other finite numbers"),
         "run": (lambda x: type(x) is dict, "an object"),
     }
     if saved.keys() != fields.keys():
@@ -70,5 +71,5 @@ def _is_log(x):
 
 
 def _is_figure(x):
-    """A number, or a list of them: one for each layer."""
-    return type(x) in (int, float) or type(x) is list and all(type(value) is float for value in x)
+    """A finite number, or a list of them: one for each layer."""
+    return type(x) is int and abs(x) < 2**53 or _is_float(x) or type(x) is list and all(map(_is_float, x))

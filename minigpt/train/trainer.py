@@ -280,7 +280,10 @@ class Trainer:
     # checkpoints
 
     def save_model(self, output_dir=None):
-        """Writes the weights, the configuration and the tokenizer into a folder (output_dir of the arguments)."""
+        """Writes the weights, the configuration and the tokenizer into a folder (output_dir of the arguments).
+        FloatingPointError, and what is there stays, if the weights are not all finite numbers."""
+        if not self.engine.is_finite():
+            raise self._diverged("the weights are no longer finite numbers")
         self.engine.save_model(output_dir or self.args.output_dir, self.processing_class)
 
     def _save(self):
@@ -323,7 +326,7 @@ class Trainer:
         self.engine.begin()
         steps = args.total_steps(len(self.train_dataset), self._samples_per_step)
         self._run = self._describe(steps)
-        self.ranks.agree(self._run | asdict(args))
+        self.ranks.agree(self._run)
         self.state = self._load(source) if source else TrainerState()
         self.state.max_steps = steps
         if resume and self.ranks.rank == 0:  # the log may be ahead of the checkpoint
