@@ -115,7 +115,7 @@ def test_one_line_from_one_rank(tmp_path, ranks, options, message):
 @pytest.mark.parametrize("option, message", [
     ("--parallel ddp --n-embd $((16 + 16 * RANK))", "n_embd is 32 on rank 1, and 16 on rank 0"),
     ("--parallel $([ $RANK = 0 ] && echo fsdp || echo ddp)", "parallel is ddp on rank 1, and fsdp on rank 0"),
-    ("--parallel ddp --eval-fraction 0.$((1 + RANK))", "train_dataset is "),
+    ("--parallel ddp --eval-fraction 0.$((1 + RANK))", "--data is "),
 ])
 def test_a_rank_that_differs_ends_all(tmp_path, option, message):
     """Rank 1 finds that it is another; the first rank, already in the next exchange, says nothing."""

@@ -5,6 +5,8 @@ of the pieces of places.py, and where a rectangle that is wanted meets one that 
 
     shard-00001-....safetensors     what the first rank wrote: weights by name, moments as m.<name> and v.<name>
     shards.json                     the names of the files, so that none is missed
+
+config.json and the tokenizer's files lie beside them, as in any checkpoint.
 """
 
 import json
