@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minigpt import bench
-from minigpt.bench import tables, timing
+from minigpt.bench import parallel, tables, timing
 from minigpt.cli import main
 from minigpt.ops import available, numpy_ops
 from minigpt.text import default_corpus
@@ -348,3 +348,19 @@ def test_the_twin_is_measured_and_its_table_made(capsys):
     assert twin.run(1, False, True, None, lambda line: None) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
     assert [line.split("|")[2].strip() for line in lines] == ["fp32", "bf16"] and all("x |" in line for line in lines)
+
+
+@needs_torch
+def test_bench_parallel_is_tried_in_small_and_keeps_nothing_unasked(tmp_path, monkeypatch, capsys):
+    """One real run, of one process; the others are told the same."""
+    (tmp_path / "text.txt").write_text("7 bottles on the wall\n" * 100, encoding="utf-8")
+    losses, speed = parallel.train(tmp_path / "out", tmp_path / "text.txt", None, tiny=True)
+    assert len(losses) == parallel.TINY_STEPS and losses[-1] < losses[0] and speed > 0
+    asked, drawn = [], []
+    monkeypatch.setattr(parallel, "train", lambda *args, **options: asked.append(options["tiny"]) or (losses, speed))
+    monkeypatch.setattr(parallel, "draw", lambda curves, path: drawn.append(path))
+    command = ["bench", "parallel", "--data", str(tmp_path / "text.txt")]
+    assert main([*command, "--tiny"]) == 0 and asked == [True] * len(parallel.RUNS) and not drawn
+    assert main([*command, "--keep"]) == 0 and not asked[-1] and drawn == [parallel.PICTURE]
+    assert main([*command, "--json", str(tmp_path / "x.json")]) == 2
+    assert "--json is " in capsys.readouterr().err

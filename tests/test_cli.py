@@ -137,13 +137,15 @@ def test_a_tokenizer_may_be_trained_or_taken_from_a_folder(text_file, tmp_path):
 
 def test_the_objective_is_chosen(text_file, tmp_path, capsys):
     """Masked, and knowledge with a list of names and triples: trained, stopped, resumed; the model is bidirectional."""
-    (tmp_path / "names.txt").write_text("bottles\nwall\n", encoding="utf-8")
+    (tmp_path / "names.txt").write_text("bottles\nwall\nten\nZürich\n", encoding="utf-8")
     (tmp_path / "triples.tsv").write_text("bottles\tstand on\twall\n", encoding="utf-8")
     knowledge = ["--entities", tmp_path / "names.txt", "--triples", tmp_path / "triples.tsv"]
     for objective, options in (("masked", []), ("knowledge", knowledge)):
         out = tmp_path / objective
         argv = [*map(str, train(text_file, out, "--objective", objective, "--save-steps", "2", *options))]
         assert cli.main(argv) == 0
+        told = "4 names, 2 of them in the text, 1 left out" in capsys.readouterr().out
+        assert told == (objective == "knowledge")
         whole = weights(GPT.from_pretrained(out))
         shutil.rmtree(out / "checkpoint-4")
         assert cli.main([*argv, "--resume"]) == 0
@@ -153,6 +155,10 @@ def test_the_objective_is_chosen(text_file, tmp_path, capsys):
         assert tokenizer.mask_token == "<mask>"
         assert "generate" not in capsys.readouterr().out
         assert "must be causal to continue a text" in refused(capsys, ["generate", "--model", out, "--prompt", "7"])
+    for names, message in (("ten\n", "none of its names is in"), ("Zürich\n", "there is no name that the tokenizer")):
+        (tmp_path / "none.txt").write_text(names, encoding="utf-8")
+        argv = train(text_file, tmp_path / "out", "--objective", "knowledge", "--entities", tmp_path / "none.txt")
+        assert f"none.txt: {message}" in refused(capsys, argv).replace("Gazetteer: ", "")
     other = train(text_file, tmp_path / "masked", "--resume", "--objective", "knowledge", *knowledge)
     assert ": --objective was masked" in refused(capsys, other)
     back = refused(capsys, train(text_file, tmp_path / "masked", "--resume"))

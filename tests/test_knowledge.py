@@ -71,7 +71,7 @@ def test_names_from_files(tmp_path, bpe_tokenizer):
     (tmp_path / "index.noun").write_text("  1 This software\n  2 and database\nabacus n 2 3 @ ~ + 2 0 02666196 09\n"
                                          "abstract_entity n 1 2 @ ~ 1 0 00002137\n", encoding="utf-8")
     assert read_names(tmp_path / "index.noun") == ["abstract entity"]
-    (tmp_path / "triples.tsv").write_text("Ann\tborn_in\tYork\nBob\tlikes\tAnn\n", encoding="utf-8")
+    (tmp_path / "triples.tsv").write_text("Ann\tborn_in\tYork\n\nBob\tlikes\tAnn\n \n", encoding="utf-8-sig")
     triples = read_triples(tmp_path / "triples.tsv")
     assert verbalise(triples, {"likes": ["{subject} likes {object}!", "It is {object} that {subject} likes."]}) == [
         "Ann born in York.", "Bob likes Ann!", "It is Ann that Bob likes."]
@@ -81,7 +81,7 @@ def test_names_from_files(tmp_path, bpe_tokenizer):
     (read_names, None, "there is no such file"), (read_names, b" \n", "holds no names"),
     (read_names, b"caf\xe9", "not UTF-8 text"),
     (read_triples, b"a\tb\tc\na b c\n", "line 2 is 'a b c', must be subject"),
-    (read_triples, b"", "is empty"),
+    (read_triples, b"", "is empty"), (read_triples, b"\n", "is empty"),
 ])
 def test_bad_files_of_knowledge(tmp_path, read, content, words):
     path = tmp_path / "names.txt"
@@ -89,6 +89,8 @@ def test_bad_files_of_knowledge(tmp_path, read, content, words):
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"names.txt: {words}"):
         read(path)
+    with pytest.raises(ValueError, match="is not a plain file"):
+        read(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -180,6 +182,13 @@ def test_bad_arguments_of_the_knowledge_collator(world, tokenizer):
                            (dict(entity_share=2), "entity_share is 2"), (dict(triple_share=-1), "triple_share is -1")):
         with pytest.raises(ValueError, match=f"DataCollatorForKnowledge: {words}"):
             DataCollatorForKnowledge(tokenizer, gazetteer, **options)
+    with pytest.raises(TypeError, match="triples is 'Ann is.', must be a list of sentences"):
+        DataCollatorForKnowledge(tokenizer, gazetteer, triples="Ann is.")
+    with pytest.raises(TypeError, match="names is 'ROMEO', must be a list of names"):
+        Gazetteer("ROMEO", tokenizer)
+    for name in ("", " ", None):
+        with pytest.raises(ValueError, match=f"a name is {name!r}, must be text"):
+            Gazetteer([name], tokenizer)
     with pytest.raises(ValueError, match="there is no name that the tokenizer can write"):
         Gazetteer(["Ann"], CharTokenizer("xyz"))
 

@@ -44,7 +44,8 @@ def add_arguments(parser):
                         help="what to measure; tables: only rewrite them")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
     parser.add_argument("--json", metavar="F", help="write every figure to F, and a picture of the ladders beside it")
-    parser.add_argument("--data", metavar="FILE", help="the text for shakespeare, which all leaves out without it")
+    parser.add_argument("--data", metavar="FILE", help="the text for parallel and shakespeare (which all leaves out "
+                        "without it)")
     parser.add_argument("--only", metavar="WORDS", help="only the training settings whose name holds WORDS; gpu: only "
                         "these of its parts: build,mirror,sanitize,time")
     parser.add_argument("--keep", action="store_true", help="keep the result in minigpt/bench/results, redo the tables")
@@ -90,8 +91,10 @@ def run(args):
     if args.what == "parallel":
         if not args.data:
             raise ValueError("bench parallel: needs a text, --data FILE")
+        if args.json:
+            raise ValueError(f"bench parallel: --json is {args.json}, must be left out: what it finds is a picture")
         from . import parallel
-        return parallel.run(args.data, _progress)
+        return parallel.run(args.data, args.keep, args.tiny, _progress)
     sections = [name for name in SECTIONS if args.what in ("all", name) and (name != "shakespeare" or args.data)]
     result = measure(sections, args.threads, data=args.data, only=args.only, tiny=args.tiny, progress=_progress)
     print(tables.terminal(result))

@@ -113,7 +113,7 @@ def run(args):
     own = dict(output_dir=args.out, seed=args.seed, **schedule(args))
     own |= {name: True for name in ("bf16", "fp16") if name == args.precision}
     arguments = TrainingArguments(**given(args, TrainingArguments) | own)
-    collator = make_collator(args, tokenizer, *sources)
+    collator = make_collator(args, tokenizer, *sources, train_dataset)
     trainer = Trainer(make_model(args, config), arguments, collator, train_dataset, eval_dataset, tokenizer)
     say = print if is_first() else lambda text: None
     say(f"{config.num_parameters():,} parameters, {len(train_dataset.tokens):,} tokens to train on, "
@@ -221,13 +221,33 @@ def read_knowledge(args):
     return read_names(args.entities), verbalise(read_triples(args.triples)) if args.triples else []
 
 
-def make_collator(args, tokenizer, names, sentences):
+def make_collator(args, tokenizer, names, sentences, dataset):
     """The collator of --objective; what it draws follows from the Trainer's seed."""
-    from ..text import DataCollatorForKnowledge, DataCollatorForLanguageModeling, Gazetteer
+    from ..text import DataCollatorForKnowledge, DataCollatorForLanguageModeling
 
     if args.objective == "knowledge":
-        return DataCollatorForKnowledge(tokenizer, Gazetteer(names, tokenizer), triples=sentences)
+        return DataCollatorForKnowledge(tokenizer, make_gazetteer(args, tokenizer, names, dataset), triples=sentences)
     return DataCollatorForLanguageModeling(tokenizer) if args.objective == "masked" else None
+
+
+def make_gazetteer(args, tokenizer, names, dataset):
+    """The names of --entities; says how many of them the blocks of the text hold. ValueError if it is none."""
+    from ..text import Gazetteer
+
+    try:
+        gazetteer = Gazetteer(names, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"--entities {args.entities}: {error}") from None
+    found = set()
+    for ids in (dataset[i] for i in range(len(dataset))):
+        found |= {tokenizer.decode(ids[start:end]).strip() for start, end in gazetteer.find(ids)}
+    if not found:
+        raise ValueError(f"--entities {args.entities}: none of its names is in {args.data}, one or more must be")
+    if is_first():
+        total = len(set(names))
+        print(f"{total:,} names, {len(found):,} of them in the text, {total - len(gazetteer):,} left out, which the "
+              "tokenizer cannot write")
+    return gazetteer
 
 
 @contextmanager

@@ -30,6 +30,12 @@ class Gazetteer:
     """
 
     def __init__(self, names: Iterable[str], tokenizer: Tokenizer):
+        if isinstance(names, str):
+            raise TypeError(f"Gazetteer: names is {names[:60]!r}, must be a list of names")
+        names = list(names)
+        for name in names:
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"Gazetteer: a name is {name!r}, must be text")
         self.words, self.names = Words(tokenizer), []
         self._root: dict = {}
         for name in dict.fromkeys(names):
@@ -115,6 +121,8 @@ class DataCollatorForKnowledge(DataCollatorForLanguageModeling):
         **options,
     ):
         super().__init__(tokenizer, **options)
+        if isinstance(triples, str):
+            raise TypeError(f"{self.name}: triples is {triples[:60]!r}, must be a list of sentences")
         if not isinstance(gazetteer, Gazetteer):
             raise TypeError(f"{self.name}: gazetteer is {gazetteer!r}, must be a Gazetteer")
         if self.whole_word_mask:
@@ -192,6 +200,8 @@ def read_triples(path: str | PathLike) -> list[tuple[str, str, str]]:
     """Subject, relation and object, with tabs between, one triple a line. ValueError names the line that is not one."""
     triples = []
     for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
         parts = [part.strip() for part in line.split("\t")]
         if len(parts) != 3 or not all(parts):
             raise ValueError(f"{path}: line {number} is {line[:60]!r}, must be subject, relation and object with tabs "
@@ -204,8 +214,9 @@ def read_triples(path: str | PathLike) -> list[tuple[str, str, str]]:
 
 def _lines(path):
     if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file")
+        what = "is not a plain file" if Path(path).exists() else "there is no such file"
+        raise ValueError(f"{path}: {what}")
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()    # Windows writes a mark in front
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
