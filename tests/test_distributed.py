@@ -136,7 +136,7 @@ def test_sigterm_saves_everything(tmp_path):
     job.terminate()
     output, _ = job.communicate(timeout=60)
     stopped = re.search(r"minigpt: stopped after step (\d+) of 5000, everything is saved; go on with: torchrun", output)
-    assert stopped and (folder / f"checkpoint-{stopped[1]}").is_dir(), output
+    assert stopped and (folder / f"checkpoint-{stopped[1]}" / "tokenizer.json").is_file(), output
 
 
 def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch):
