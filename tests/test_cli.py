@@ -382,7 +382,8 @@ def test_bad_output_folders(text_file, tmp_path, capsys, trained):
     longer = refused(capsys, train(text_file, trained, "--resume", "--max-steps", "40"))
     assert "--max-steps was 30, is now 40; give what it was, or start a new run in another --out" in longer
     assert cli.main([*map(str, train(text_file, trained, "--resume", "--max-steps", "30"))]) == 0
-    assert "already at step 30 of 30" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "already at step 30 of 30" in told and f"Going on from {trained / 'checkpoint-30'}.\n" in told
     assert "cannot resume from" in refused(capsys, train(text_file, trained, "--resume", "--learning-rate", "0.1"))
 
 

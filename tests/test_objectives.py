@@ -225,7 +225,26 @@ def test_bad_arguments_of_a_collator(bpe_tokenizer, options, words):
         DataCollatorForLanguageModeling(bpe_tokenizer, **options)
 
 
+@pytest.mark.parametrize("options, words", [
+    (dict(seed=-1), "seed is -1, must be an integer of 0"), (dict(seed="x"), "seed is 'x', must"),
+    (dict(seed=1.5), "seed is 1.5, must"), (dict(mask_replace_prob="x"), "mask_replace_prob is 'x', must be between"),
+    (dict(mlm="no"), "mlm is 'no', must be True or False"), (dict(whole_word_mask=1), "whole_word_mask is 1, must be"),
+])
+def test_arguments_of_another_kind_are_named(bpe_tokenizer, options, words):
+    with pytest.raises((ValueError, TypeError), match=f"DataCollatorForLanguageModeling: {words}"):
+        DataCollatorForLanguageModeling(bpe_tokenizer, **options)
+
+
+def test_numpys_numbers_are_as_good_as_pythons(bpe_tokenizer):
+    """And give the record of a run what JSON can hold."""
+    collator = DataCollatorForLanguageModeling(bpe_tokenizer, mlm_probability=np.float32(0.25), seed=np.int64(3))
+    plain = DataCollatorForLanguageModeling(bpe_tokenizer, mlm_probability=0.25, seed=3)
+    assert collator.fingerprint() == plain.fingerprint() and collator.mlm_probability == 0.25
+    np.testing.assert_array_equal(collator([[1] * 50])["labels"], plain([[1] * 50])["labels"])
+
+
 @pytest.mark.parametrize("items, words", [
+    ([[]], "an item is empty, must hold one id or more"),
     ([[1, 2], [[3]]], r"an item is int64 of shape \(1, 1\), must be integers in one axis"),
     ([[0.5]], "an item is float64"), ([{"ids": [1]}], "an item holds ids, must hold input_ids"),
     ([[99999]], "an item holds the ids 99999 .. 99999, must be in 0 .. 1023"),

@@ -409,6 +409,7 @@ def test_plan_as_text_json_and_picture(capsys, tmp_path):
     ("--preset gpt2 --gpus nan", "'nan' is not a positive number"),
     ("--preset gpt2 --gpus 1e30", "'1e30' is not a whole number from 1 to 100,000,000"),
     ("--preset gpt2 --gpus 2.5", "'2.5' is not a whole number"),
+    ("--preset gpt2 --gpus 8 --pue 0.5", "'0.5' is less than 1"),
     ("--preset gpt2 --gpus 8 --seq 0", "'0' is not a positive number"),
     ("--preset gpt2 --gpus 8 --seq 4096", "--seq is 4096, must be at most 1024: gpt2 learns its positions"),
     ("--preset gpt2 --gpus 8 --tokens inf", "'inf' is not a positive number"),

@@ -119,8 +119,11 @@ def test_nan_stops_and_the_last_good_checkpoint_stays(tmp_path):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_learning_rate_that_explodes_stops_and_saves_nothing_broken(tmp_path):
     run = trainer(tmp_path, learning_rate=1e38, save_steps=1, warmup_steps=0, eval_strategy="no")
-    with pytest.raises(FloatingPointError, match="Try a lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="Try a lower learning_rate, or a longer warm-up"):
         run.train()
+    muon = trainer(tmp_path / "muon", optim="muon", muon_learning_rate=1e38, warmup_steps=0, eval_strategy="no")
+    with pytest.raises(FloatingPointError, match="Try a lower learning_rate or muon_learning_rate, or a longer"):
+        muon.train()
     for path in checkpoint.listed(tmp_path).values():
         GPT.from_pretrained(path)
 

@@ -18,6 +18,13 @@ def number(argument):
     return value
 
 
+def overhead(argument):
+    """A number of 1 or more."""
+    if number(argument) < 1:
+        raise ArgumentTypeError(f"{argument!r} is less than 1: a data centre takes no less power than its servers")
+    return number(argument)
+
+
 def count(argument):
     """A whole number from 1 to MOST, 25000 or 25e3."""
     value = number(argument)
@@ -51,7 +58,7 @@ def add_arguments(parser):
     layout.add_argument("--recompute", choices=("none", "selective", "full"))
     assumed = parser.add_argument_group("assumptions that differ from place to place")
     assumed.add_argument("--gpus-per-node", type=count, metavar="N")
-    assumed.add_argument("--pue", type=number, metavar="X", help="power of the data centre over that of its servers")
+    assumed.add_argument("--pue", type=overhead, metavar="X", help="power of the data centre over that of its servers")
     assumed.add_argument("--price", type=number, metavar="X", help="of a GPU-hour; adds the cost")
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="all figures, as JSON (bytes, seconds, FLOPs)")

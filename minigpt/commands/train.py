@@ -176,7 +176,10 @@ def schedule(args):
 
 def train_and_save(trainer, resume):
     """Trains and writes the model into output_dir. After Ctrl-C, says how to go on."""
-    before = max(checkpoint.listed(trainer.args.output_dir), default=0)
+    checkpoints = checkpoint.listed(trainer.args.output_dir)
+    before = max(checkpoints, default=0)
+    if before and is_first():
+        print(f"Going on from {checkpoints[before]}.")
     try:
         trainer.train(resume_from_checkpoint=resume)
     except ValueError as error:  # the arguments that it names are options here

@@ -53,13 +53,15 @@ class DataCollatorForLanguageModeling:
         self.name = type(self).__name__
         if not isinstance(tokenizer, Tokenizer):
             raise TypeError(f"{self.name}: tokenizer is {tokenizer!r}, must be a Tokenizer")
-        for name, value in (
-            ("mlm_probability", mlm_probability),
-            ("mask_replace_prob", mask_replace_prob),
-            ("random_replace_prob", random_replace_prob),
-            ("mask_replace_prob + random_replace_prob", mask_replace_prob + random_replace_prob),
-        ):
-            check_share(self.name, name, value)
+        for name, value in (("mlm", mlm), ("whole_word_mask", whole_word_mask)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{self.name}: {name} is {value!r}, must be True or False")
+        mlm_probability = check_share(self.name, "mlm_probability", mlm_probability)
+        mask_replace_prob = check_share(self.name, "mask_replace_prob", mask_replace_prob)
+        random_replace_prob = check_share(self.name, "random_replace_prob", random_replace_prob)
+        check_share(self.name, "mask_replace_prob + random_replace_prob", mask_replace_prob + random_replace_prob)
+        if seed is not None and not (isinstance(seed, (int, np.integer)) and seed is not True and seed >= 0):
+            raise ValueError(f"{self.name}: seed is {seed!r}, must be an integer of 0 or more, or None")
         if mlm and tokenizer.mask_token is None:
             raise ValueError(
                 f"{self.name}: the tokenizer has no mask token, which masked language modelling needs; add one with "
@@ -131,6 +133,8 @@ class DataCollatorForLanguageModeling:
                 raise ValueError(f"{self.name}: an item holds {', '.join(map(str, item))}, must hold input_ids")
             item = item["input_ids"]
         ids = np.asarray(item)
+        if ids.shape == (0,):
+            raise ValueError(f"{self.name}: an item is empty, must hold one id or more")
         if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
             raise ValueError(f"{self.name}: an item is {ids.dtype} of shape {ids.shape}, must be integers in one axis")
         if ids.min() < 0 or ids.max() >= len(self.tokenizer):
@@ -161,6 +165,8 @@ class DataCollatorForLanguageModeling:
         return batch
 
 
-def check_share(owner: str, name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+def check_share(owner: str, name: str, value) -> float:
+    """The value, one of NumPy's as Python's. ValueError unless it is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 <= value <= 1:
         raise ValueError(f"{owner}: {name} is {value!r}, must be between 0 and 1")
+    return float(value)

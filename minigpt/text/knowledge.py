@@ -127,8 +127,8 @@ class DataCollatorForKnowledge(DataCollatorForLanguageModeling):
             raise TypeError(f"{self.name}: gazetteer is {gazetteer!r}, must be a Gazetteer")
         if self.whole_word_mask:
             raise ValueError(f"{self.name}: whole_word_mask is True, must be False: names are masked")
-        check_share(self.name, "entity_share", entity_share)
-        check_share(self.name, "triple_share", triple_share)
+        entity_share = check_share(self.name, "entity_share", entity_share)
+        triple_share = check_share(self.name, "triple_share", triple_share)
         self.gazetteer, self.entity_share = gazetteer, entity_share
         self.sentences = [np.array(tokenizer.encode(f"{sentence}\n")) for sentence in triples]
         self.triple_share = triple_share if self.sentences else 0.0

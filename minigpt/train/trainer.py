@@ -274,7 +274,7 @@ class Trainer:
         return FloatingPointError(
             f"training has stopped after step {self.state.global_step}: {what}. "
             + (f"The last good checkpoint is {kept[-1]}. " if kept else "There is no checkpoint yet. ")
-            + "Try a lower learning_rate or a longer warm-up")
+            + f"Try a lower learning_rate{' or muon_learning_rate' * (self.args.optim == 'muon')}, or a longer warm-up")
 
     # -----------------------------------------------------------------------------------------------------------
     # checkpoints

@@ -68,7 +68,7 @@ def _memory(best, cluster, same_layout):
     total, limit = best["memory_bytes"], cluster["usable_bytes"]
     rows = [["  recompute", *(f"ZeRO {zero}" for zero in range(4))]]
     for recompute in dict.fromkeys(row["recompute"] for row in same_layout):
-        rows.append([f"  {recompute}", *(f"{gigabytes(row['bytes'])}{'' if row['fits'] else ' too much'}"
+        rows.append([f"  {recompute}", *(f"{gigabytes(row['bytes'])}{'' if row['fits'] else ', does not fit'}"
                                          for row in same_layout if row["recompute"] == recompute)])
     return [f"memory of the fullest GPU: {gigabytes(total)} of {gigabytes(limit)}",
             *table([f"  {part}", gigabytes(size), f"{size / total:.0%}"] for part, size in best["memory"].items()),
