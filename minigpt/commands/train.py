@@ -31,6 +31,16 @@ DEFAULTS = dict(per_device_train_batch_size=12, max_steps=2000, learning_rate=1e
 OWN_OPTION = {"output_dir", "seed", "lr_scheduler_type", "lr_scheduler_kwargs", "report_to", "vocab_size",
               "causal", "bf16", "fp16"}
 OPTION_OF = {"data_collator": "--objective", "train_dataset": "--data", "tokenizer": "--tokenizer"}
+HELP = {  # of options that their names do not explain
+    "parallel": "on several ranks, under torchrun: ddp, fsdp, tp=N, ep=N, or with copies tp=N,dp=M and ep=N,dp=M",
+    "optim": "adamw, or muon for the matrices of the layers",
+    "share_layers": "all layers have the weights of one (ALBERT)",
+    "n_expert": "experts in a layer, in place of an MLP; 0: none",
+    "n_expert_active": "how many of them a token goes through",
+    "n_expert_shared": "experts beside them that every token goes through",
+    "router_bias": "balances the experts without a loss, by a bias that follows their load",
+    "kv_lora_rank": "latent attention: numbers kept of a token's keys and values; 0: ordinary attention",
+}
 ENGINES, PRECISIONS, KERNELS = ("ops", "torch"), ("fp32", "bf16", "fp16"), ("minigpt", "torch")
 
 
@@ -79,9 +89,9 @@ def add_fields(group, cls, defaults):
         kinds = [kind for kind in get_args(hints[field.name]) or [hints[field.name]] if kind is not type(None)]
         default = (defaults or {}).get(field.name, SUPPRESS)
         option = dict(action=BooleanOptionalAction) if kinds == [bool] else dict(type=kinds[0], metavar="X")
-        shown = field.default if default is SUPPRESS else default
+        shown = None if defaults is None else f"default: {field.default if default is SUPPRESS else default}"
         group.add_argument(as_option(field.name), default=default,
-                           help=None if defaults is None else f"default: {shown}", **option)
+                           help="; ".join(filter(None, (HELP.get(field.name), shown))) or None, **option)
 
 
 def as_option(name):
