@@ -187,18 +187,23 @@ def their_everything(model, dtype, tokens, targets):
 THEIR_SHAPES = {name: config for name, config in SHAPES.items() if model_type(config) in ("gpt2", "llama")}
 
 
-@pytest.mark.parametrize("config", THEIR_SHAPES.values(), ids=THEIR_SHAPES)
-def test_equals_transformers(config):
-    """Logits, loss and every gradient: in float64 the same numbers, in float32 as close to them as transformers is."""
+def assert_equals(judge, config):
+    """Logits, loss and every gradient: in float64 the same numbers as the judge's, in float32 as close to them as the
+    judge is. judge(model, torch's dtype, tokens, targets) gives what everything() does."""
     torch = pytest.importorskip("torch")
     model, (tokens, targets) = lively(config), batch(config)
     with no_float32():
-        exact = their_everything(model, torch.double, tokens, targets)
+        exact = judge(model, torch.double, tokens, targets)
     for name, ours in everything(on("numpy", model, np.float64), tokens, targets).items():
         np.testing.assert_allclose(ours, exact[name], rtol=0, atol=1e-11 * np.abs(exact[name]).max(), err_msg=name)
-    peer = their_everything(model, torch.float, tokens, targets)
+    peer = judge(model, torch.float, tokens, targets)
     for backend in BACKENDS:
         assert_within_budget(everything(on(backend, model), tokens, targets), exact, peer)
+
+
+@pytest.mark.parametrize("config", THEIR_SHAPES.values(), ids=THEIR_SHAPES)
+def test_equals_transformers(config):
+    assert_equals(their_everything, config)
 
 
 # ---------------------------------------------------------------------------------------------------------------
