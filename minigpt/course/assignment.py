@@ -15,7 +15,8 @@ SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".md")     # what students write
 
 @dataclasses.dataclass
 class Assignment:
-    """assignment.toml. `files` are those in student/ that are handed out; `tasks` names every task."""
+    """assignment.toml. `files` are those in student/ that are handed out, `given` those that students use and do not
+    write (when they are graded, they are ours again); `tasks` names every task."""
 
     folder: Path
     id: str
@@ -23,6 +24,7 @@ class Assignment:
     hours: int
     files: list
     tasks: dict
+    given: list = dataclasses.field(default_factory=list)
     seconds: int = 10                     # for one call of a student's function
     total_seconds: int = 120              # for a whole submission
     memory_mb: int = 512
@@ -40,9 +42,9 @@ class Assignment:
             assignment = cls(folder=folder, **values)
         except (TypeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ValueError(f"{path}: {error}") from None
-        for name in assignment.files:
+        for name in (*assignment.files, *assignment.given):
             if Path(name).is_absolute() or ".." in Path(name).parts or not (folder / name).is_file():
-                raise ValueError(f"{path}: files names {name!r}, which is no file in {folder}")
+                raise ValueError(f"{path}: files or given names {name!r}, which is no file in {folder}")
         return assignment
 
     def handed_in(self, name) -> bool:

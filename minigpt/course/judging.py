@@ -31,6 +31,47 @@ def agrees(adapters, name, op=None, /, **arguments):
         raise Failed(f"{name}: returns something else when it is called again with the same arguments")
 
 
+def equals(name, got, expected, of=""):
+    """Failed, in words that name the first difference, unless `got` is `expected`: numbers, texts, lists of these. What
+    has one value has it whether it is a list, a tuple or an array. `of`: what it was called with, in words."""
+    got, of = plain(got), of and f" (arguments: {of})"
+    if got == plain(expected):
+        return
+    if isinstance(got, list) and isinstance(expected, (list, tuple)):
+        if len(got) != len(expected):
+            raise Failed(f"{name}: returned {len(got)} items, expected {len(expected)}: {short(got)}, "
+                         f"expected {short(expected)}{of}")
+        i = next(i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != plain(b))
+        raise Failed(f"{name}: item {i} is {short(got[i])}, expected {short(expected[i])}{of}")
+    raise Failed(f"{name}: returned {short(got)}, expected {short(expected)}{of}")
+
+
+def near(name, output, got, expected, tolerance=1e-9):
+    """Failed, naming the worst element, unless `got` is `expected`, an array, to within `tolerance` of its largest
+    element. For float64, which rounds at 1e-16: what differs by more is another formula."""
+    same_form(name, output, got, expected.shape, expected.dtype)
+    if not expected.size:
+        return
+    error = np.where(np.isfinite(got), np.abs(got - expected), np.inf)
+    worst = np.unravel_index(error.argmax(), error.shape)
+    allowed = tolerance * np.abs(expected).max() + np.finfo(expected.dtype).tiny
+    if not error[worst] <= allowed:
+        where = f"[{', '.join(map(str, worst))}]" if worst else ""
+        raise Failed(f"{name}: {output}{where} is {got[worst]:.9g}, expected {expected[worst]:.9g} +- {allowed:.1g}")
+
+
+def plain(x):
+    """Arrays and tuples as lists."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return x.tolist()
+    return [plain(y) for y in x] if isinstance(x, (list, tuple)) else x
+
+
+def short(x, most=120):
+    text = repr(x)
+    return text if len(text) <= most else text[:most] + " ..."
+
+
 def as_tuple(name, outputs, results):
     results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(outputs):

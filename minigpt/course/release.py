@@ -84,7 +84,7 @@ def release(folder, out) -> Path:
 def contents(assignment) -> dict:
     """{name: text} of all that a student gets."""
     texts = {}
-    for name in (*ALWAYS, *assignment.files):
+    for name in (*ALWAYS, *assignment.files, *assignment.given):
         text = (assignment.folder / name).read_text(encoding="utf-8")
         texts[name] = stubbed(text, assignment.folder / name) if Path(name).suffix in COMMENT else text
     for path in sorted((assignment.folder / "tests").glob("test_*.py")):

@@ -190,8 +190,11 @@ def configuration(folder, assignment, isolation, scratch, pass_fds):
     packages = {name: path for name, path in packages.items() if os.path.isdir(path)}
     root = f"{scratch}/root"
     os.makedirs(root, exist_ok=True)
-    names = assignment.submission(folder) if folder else []
-    laid_out = _laid_out(folder, names, packages, Path(scratch))
+    files = {}                            # {name: path}: theirs, and what they are given
+    if folder:
+        files = {name: folder / name for name in assignment.submission(folder)}
+        files |= {name: assignment.folder / name for name in assignment.given}
+    laid_out = _laid_out(files, packages, Path(scratch))
     paths, placed = [laid_out["worker/worker.py"], laid_out["submission"], laid_out["packages"]], {}
     if isolation == "namespaces":
         placed = {f"/{name}": laid_out[name] for name in ("worker", "submission")}
@@ -208,7 +211,7 @@ def configuration(folder, assignment, isolation, scratch, pass_fds):
                 environment=environment, command=[python, "-I", "-S", *paths, *map(str, pass_fds)])
 
 
-def _laid_out(folder, names, packages, scratch):
+def _laid_out(files, packages, scratch):
     """Copies and links of all that the process needs, for everybody to read -> {name: path}."""
     paths = {name: scratch / name for name in ("worker", "packages", "submission", "worker/worker.py")}
     if not paths["worker"].exists():
@@ -218,9 +221,9 @@ def _laid_out(folder, names, packages, scratch):
             shutil.copyfile(HERE / name, scratch / "worker" / name)
         for name, path in packages.items():
             (paths["packages"] / name).symlink_to(path)
-        for name in names:
+        for name, path in files.items():
             (paths["submission"] / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, paths["submission"] / name)
+            shutil.copyfile(path, paths["submission"] / name)
         for path in (scratch, *scratch.iterdir(), *paths["worker"].iterdir(), *paths["submission"].rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
     return {name: str(path) for name, path in paths.items()}
