@@ -18,6 +18,9 @@ test-slow: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/minigpt bench all
 
+notebooks: .venv/installed-dev
+	OMP_WAIT_POLICY=passive $(BIN)/python tutorials/build.py
+
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $$(find csrc minigpt tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -39,4 +42,4 @@ format: .venv/installed-dev
 clean:
 	rm -rf .venv build minigpt/*.so *.egg-info out
 
-.PHONY: demo test test-slow bench format clean
+.PHONY: demo test test-slow bench notebooks format clean

@@ -92,7 +92,7 @@ setup(
         ],
         "dev": [
             "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "clang-format==23.1.5", "pybind11>=3.0",
-            "setuptools>=77",
+            "setuptools>=77", "jupytext", "nbclient", "ipykernel",
             "torch==2.13.0", "transformers", "tokenizers", "tiktoken", "safetensors",  # the outside judges
         ],
     },

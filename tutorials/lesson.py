@@ -1,0 +1,130 @@
+"""What all tutorials share: the check of an exercise, the package's real lines, a stopwatch, and how pictures look.
+
+A tutorial is plain Python with comments between (jupytext's percent format). `make notebooks` runs it and writes the
+notebook; build.py says how.
+"""
+
+import inspect
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+BLUE, RED, GREEN, GREY, ORANGE = "#4878a8", "#c03028", "#3a8a4d", "#8a8a8a", "#d98c1f"
+plt.rcParams.update({
+    "figure.figsize": (8, 3.2), "figure.dpi": 80, "figure.constrained_layout.use": True, "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "axes.titlesize": 10,
+    "axes.prop_cycle": plt.cycler(color=[BLUE, RED, GREEN, ORANGE, GREY]), "image.cmap": "viridis",
+})
+
+
+def here(name="") -> Path:
+    """A file of this folder, from wherever the tutorial is run."""
+    return Path(__file__).parent / name
+
+
+def case(*arguments, want, why=""):
+    """One call of an exercise's function: what it should return, and what to look at if it does not."""
+    return arguments, want, why
+
+
+def check(function, *cases, tolerance=1e-6):
+    """Calls a function as an exercise's cases say, and prints one line: right, wrong (and why), or not written yet.
+
+    Numbers may differ from the wanted ones by `tolerance` times the largest of these; whole numbers may not."""
+    print(verdict(function, cases, tolerance))
+
+
+def verdict(function, cases, tolerance=1e-6):
+    name = function.__name__
+    for arguments, want, why in cases:
+        before = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        call = f"{name}({', '.join(map(short, arguments))})"
+        try:
+            got = function(*arguments)
+        except Exception as error:
+            return f"wrong: {call} raised {type(error).__name__}: {error}" + (f"\n  {why}" if why else "")
+        if got is None and want is not None:
+            return f"not written yet: put your lines where the ... of {name} is, and run both cells again"
+        for old, new in zip(before, arguments, strict=True):
+            if isinstance(old, np.ndarray) and not np.array_equal(old, new, equal_nan=old.dtype.kind in "fc"):
+                return f"wrong: {name} changed its argument; work on a copy"
+        if problem := difference(got, want, tolerance):
+            return f"wrong: {call} {problem}" + (f"\n  {why}" if why else "")
+    return f"right: {name}, {len(cases)} case{'s' * (len(cases) > 1)}"
+
+
+def difference(got, want, tolerance=1e-6):
+    """What is wrong with a result, in words; None if nothing is. Tuples are compared one by one."""
+    if isinstance(want, tuple):
+        if not isinstance(got, tuple) or len(got) != len(want):
+            return f"is {short(got)}, expected {len(want)} results"
+        found = (difference(g, w, tolerance) for g, w in zip(got, want, strict=True))
+        return next((f"result {i}: {problem}" for i, problem in enumerate(found) if problem), None)
+    if not isinstance(want, (np.ndarray, float, np.floating)):
+        same = type(got) in (type(want), np.int64) and got == want
+        return None if same else f"is {short(got)}, expected {short(want)}"
+    try:
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    except (TypeError, ValueError):
+        return f"is {short(got)}, expected {'numbers' if np.ndim(want) else short(want)}"
+    if got.shape != want.shape:
+        return f"has shape {got.shape}, expected {want.shape}"
+    with np.errstate(invalid="ignore"):   # inf - inf, where both are infinite and so equal
+        distance = np.where(got == want, 0, np.abs(got - want))
+    finite = np.abs(want[np.isfinite(want)])
+    if distance.size == 0 or np.all(distance <= tolerance * max(finite.max(initial=0), 1e-30)):   # not so where NaN is
+        return None
+    worst = np.unravel_index(np.argmax(np.nan_to_num(distance, nan=np.inf)), distance.shape)
+    place = f" at [{', '.join(map(str, worst))}]" if want.ndim else ""
+    return f"is {got[worst]:.6g}{place}, expected {want[worst]:.6g}"
+
+
+def short(value):
+    """A value in a few characters; of a large array the shape."""
+    if isinstance(value, np.ndarray) and value.size > 6:
+        return f"array of shape {value.shape}"
+    text = repr(value.tolist() if isinstance(value, np.ndarray) else value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def source(what, begin=None, end=None):
+    """Prints real lines: of a function of the package, or of a file of csrc/, from the first line that contains `begin`
+    to the next one that contains `end`. They are read when the cell runs, so they cannot be stale."""
+    if callable(what):
+        lines, first = inspect.getsourcelines(what)
+        path = Path(inspect.getsourcefile(what))
+    else:
+        path, first = here("..").resolve() / what, 1
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        start = 0 if begin is None else next((i for i, line in enumerate(lines) if begin in line), None)
+        if start is None:
+            raise ValueError(f"source: no line of {what} contains {begin!r}")
+        stop = len(lines) if end is None else next((i for i in range(start, len(lines)) if end in lines[i]), None)
+        if stop is None:
+            raise ValueError(f"source: no line of {what} after {begin!r} contains {end!r}")
+        lines, first = lines[start:stop + 1], start + 1
+    print(f"# {path.relative_to(here('..').resolve()).as_posix()}, line {first}")
+    print("".join(lines).rstrip())
+
+
+def seconds(function, *arguments, repeats=5):
+    """The shortest of several calls' times, after one that warms up: the one least disturbed by other programs."""
+    function(*arguments)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function(*arguments)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def attention_map(panel, weights, tokens, title=""):
+    """Draws one head's weights (T, T): the row is the token that looks, the column the one that is looked at."""
+    picture = panel.imshow(weights, vmin=0, vmax=1)
+    labels = [token.replace("\n", "\\n") for token in tokens]
+    panel.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+    panel.set_yticks(range(len(labels)), labels, fontsize=8)
+    panel.set_title(title)
+    return picture
