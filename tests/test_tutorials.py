@@ -94,6 +94,25 @@ def test_the_check_of_an_exercise():
     assert lesson.difference([1, 2], [1, 2]) is None and lesson.difference(None, 1.0)
 
 
+def test_the_check_of_an_exercise_in_cpp(capsys):
+    import numpy as np
+
+    total = """extern "C" double total(const float* x, int n) {
+      double sum = 0;
+      for (int i = 0; i < n; i++) sum += x[i];
+      return sum;
+    }"""
+    for text, says in ((total, "right: total, 1 case"), (total.replace("sum += x[i];", "..."), "not written yet"),
+                       (total.replace("i = 0", "i = 1"), "wrong: total(array of shape (8,)) is 7, expected 8\n  why"),
+                       (total.replace("sum +=", "s +="), "wrong: the C++ does not compile\nline 3:"),
+                       (total.replace('extern "C"', ""), 'wrong: the C++ does not compile\nno function is marked')):
+        lesson.check_cpp(text, lambda library, x: library.total(x, len(x)),
+                         lesson.case(np.ones(8, np.float32), want=8.0, why="why"))
+        assert capsys.readouterr().out.startswith(says)
+    with pytest.raises(TypeError, match="x holds float64, must hold float32"):
+        lesson.cpp(total).total(np.ones(8), 8)
+
+
 def test_the_checkpoint_is_as_good_as_its_readme_says():
     import minigpt
 

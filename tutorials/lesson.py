@@ -1,15 +1,24 @@
-"""What all tutorials share: the check of an exercise, the package's real lines, a stopwatch, and how pictures look.
+"""What all tutorials share: the check of an exercise, C++ compiled from a string, the package's real lines, a
+stopwatch, and how pictures look.
 
 A tutorial is plain Python with comments between (jupytext's percent format). `make notebooks` runs it and writes the
 notebook; build.py says how.
 """
 
+import ctypes
+import functools
 import inspect
+import platform
+import subprocess
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
+
+from minigpt.emulator import build, launchers
 
 BLUE, RED, GREEN, GREY, ORANGE = "#4878a8", "#c03028", "#3a8a4d", "#8a8a8a", "#d98c1f"
 plt.rcParams.update({
@@ -87,6 +96,67 @@ def short(value):
         return f"array of shape {value.shape}"
     text = repr(value.tolist() if isinstance(value, np.ndarray) else value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+class CompileError(ValueError):
+    """The compiler's words, with the lines of the string as they are numbered there."""
+
+
+@functools.cache
+def cpp(text, *flags):
+    """Compiles C++ and loads it: the functions it marks `extern "C"`, called with an array for a pointer and a number
+    for a number; what does not fit is refused in words. #include finds csrc/cpp; later flags win over -O3.
+    CompileError where the C++ is wrong, ImportError in one line where there is no compiler."""
+    try:
+        compiler = build.compiler()
+    except ImportError:
+        raise ImportError("this cell needs a C++ compiler (g++ or clang++), and there is none here") from None
+    known, refused = launchers.signatures(text, "line")
+    if refused or not known:
+        words = [why.replace("line:", "line ") for why in refused.values()]
+        raise CompileError("; ".join(words) or 'no function is marked extern "C"')
+    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+    with tempfile.TemporaryDirectory() as folder:
+        written, made = Path(folder, "lines.cpp"), f"{folder}/{next(iter(known))}.so"
+        written.write_text(text, encoding="utf-8")
+        command = [compiler, "-std=c++17", "-O3", native, "-shared", "-fPIC", "-pthread", "-Wno-psabi", *flags,
+                   f"-I{here('../csrc/cpp').resolve()}", written, "-o", made]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            words = run.stderr.replace(f"{written}:", "line ").splitlines()
+            first = next((i for i, line in enumerate(words) if "error" in line), 0)
+            raise CompileError("\n".join(words[first:first + 8]))
+        library = ctypes.CDLL(made)
+    return SimpleNamespace(**{name: _callable(library[name], signature) for name, signature in known.items()})
+
+
+def _callable(function, signature):
+    parameters = signature.parameters
+    function.argtypes = [p.ctype for p in parameters]
+    function.restype = (launchers.INTEGERS | launchers.FLOATS).get(signature.returns)
+
+    def call(*arguments):
+        if len(arguments) != len(parameters):
+            raise TypeError(f"{signature} takes {len(parameters)} arguments, not {len(arguments)}")
+        return function(*(launchers.argument(signature.name, p, x) for p, x in zip(parameters, arguments, strict=True)))
+    return call
+
+
+def check_cpp(text, call, *cases, tolerance=1e-5):
+    """As `check`, for an exercise whose answer is C++ in a string: call(library, *arguments) calls it."""
+    if "..." in text:
+        print("not written yet: put your lines where the ... of the C++ is, and run both cells again")
+        return
+    try:
+        library = cpp(text)
+    except CompileError as error:
+        print(f"wrong: the C++ does not compile\n{error}")
+        return
+
+    def function(*arguments):
+        return call(library, *arguments)
+    function.__name__ = next(iter(vars(library)))
+    print(verdict(function, cases, tolerance))
 
 
 def source(what, begin=None, end=None):
