@@ -122,7 +122,7 @@ def build(path, checked: bool, include=()) -> Path:
     if _intact(library):
         os.utime(library)
         return library
-    runtime = _runtime()
+    objects = runtime()
     with tempfile.TemporaryDirectory() as folder:
         # the rewritten files lie in a tree like that of the originals, so that #include "../x.cuh" finds them
         for original, text in files.items():
@@ -140,7 +140,7 @@ def build(path, checked: bool, include=()) -> Path:
             assembly.write_text(flops.counting(assembly.read_text(encoding="utf-8")), encoding="utf-8")
             _compile("-c", assembly, "-o", made)
         Path(folder, "calls.cpp").write_text(calls, encoding="utf-8")
-        _store(library, "-shared", made, Path(folder, "calls.cpp"), *FLAGS, *runtime, "-Wl,-Bsymbolic", *LINKED)
+        _store(library, "-shared", made, Path(folder, "calls.cpp"), *FLAGS, *objects, "-Wl,-Bsymbolic", *LINKED)
     return library
 
 
@@ -195,7 +195,7 @@ def _key(*parts):
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
 
 
-def _runtime():
+def runtime() -> list[Path]:
     """The objects of csrc/emulator/*.cpp, compiled where they are not in the cache yet."""
     objects = []
     for source in sorted((sources() / "emulator").glob("*.cpp")):
@@ -214,22 +214,23 @@ def _store(target, *arguments):
         if not made.exists():
             raise CompileError(f"{compiler()} says nothing and makes nothing: it is no C++ compiler")
         data = made.read_bytes()
-        for path, content in ((target, data), (_sum(target), hashlib.sha256(data).hexdigest().encode())):
+        for path, content in ((target, data), (sum_file(target), hashlib.sha256(data).hexdigest().encode())):
             with atomic_write(path) as file:
                 file.write(content)
     for old in sorted(target.parent.glob("*.so"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
         old.unlink(missing_ok=True)
-        _sum(old).unlink(missing_ok=True)
+        sum_file(old).unlink(missing_ok=True)
 
 
-def _sum(path):
+def sum_file(path) -> Path:
+    """The file beside one of the cache that says what must be in it."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def _intact(path):
     """Whether a file in the cache is there, and is what was put there: a damaged library would end the process."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest().encode() == _sum(path).read_bytes()
+        return hashlib.sha256(path.read_bytes()).hexdigest().encode() == sum_file(path).read_bytes()
     except OSError:
         return False
 

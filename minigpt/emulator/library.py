@@ -27,13 +27,14 @@ _watching = contextvars.ContextVar("watching", default=None)
 
 
 class Library:
-    """The launchers of one .cu file as functions. All attributes that are not launchers begin with an underscore."""
+    """The launchers of one .cu file as functions. All attributes that are not launchers begin with an underscore.
+    `built`: the library that build() made of it, where that was done elsewhere."""
 
-    def __init__(self, path, checked=True, include=()):
+    def __init__(self, path, checked=True, include=(), built=None):
         path, include = checked_arguments(path, checked, include)
         self._path, self._checked, self._include = Path(path), checked, include
         known, self._skipped = launchers.signatures(read(self._path), str(path))
-        self._library = ctypes.CDLL(str(build(path, checked, include)))
+        self._library = ctypes.CDLL(str(built or build(path, checked, include)))
         self._signatures = {name: of for name, of in known.items()                 # without those left out by #if
                             if hasattr(self._library, name)}
         self._library.emulator_report.restype = ctypes.c_char_p
