@@ -12,6 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from minigpt.ops import available
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "tutorials"
 SECONDS = 60                              # on 2 cores
@@ -111,6 +113,29 @@ def test_the_check_of_an_exercise_in_cpp(capsys):
         assert capsys.readouterr().out.startswith(says)
     with pytest.raises(TypeError, match="x holds float64, must hold float32"):
         lesson.cpp(total).total(np.ones(8), 8)
+
+
+@pytest.mark.skipif(available()["emulated"] is not None, reason=str(available()["emulated"]))
+def test_the_check_of_an_exercise_in_cuda(capsys):
+    import numpy as np
+
+    double = """
+    __global__ void kernel(const float* x, float* y, int n) {
+      int i = blockIdx.x * blockDim.x + threadIdx.x;
+      if (i < n) y[i] = 2 * x[i];
+    }
+    extern "C" void doubled(const float* x, float* y, int n) { kernel<<<(n + 31) / 32, 32>>>(x, y, n); }"""
+    x = np.arange(40, dtype=np.float32)
+    for text, most, says in (
+            (double, 10, "right: doubled, 1 case, in two orders of threads"),
+            (double.replace("2 *", "..."), 10, "not written yet"),
+            (double, 9, "wrong: the numbers are right, but it takes 10 sectors, where 9 are enough"),
+            (double.replace("2 *", "3 *"), 10, "wrong: is 117 at [39], expected 78\n  why"),
+            (double.replace("i < n", "i <= n"), 10, "wrong: kernel: thread 8 reads x[40] in kernel.cu:3, out of"),
+            (double.replace("y[i]", "z[i]"), 10, "wrong: the CUDA does not compile\n")):
+        lesson.check_kernel(text, "doubled", lesson.case(x, np.full(40, np.nan, np.float32), 40, want=2 * x, why="why"),
+                            most={"sectors": most})
+        assert capsys.readouterr().out.startswith(says)
 
 
 def test_the_checkpoint_is_as_good_as_its_readme_says():

@@ -1,5 +1,5 @@
-"""What all tutorials share: the check of an exercise, C++ compiled from a string, the package's real lines, a
-stopwatch, and how pictures look.
+"""What all tutorials share: the check of an exercise, C++ and CUDA compiled from a string, the package's real lines,
+a stopwatch, and how pictures look.
 
 A tutorial is plain Python with comments between (jupytext's percent format). `make notebooks` runs it and writes the
 notebook; build.py says how.
@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 
+from minigpt import emulator
 from minigpt.emulator import build, launchers
 
 BLUE, RED, GREEN, GREY, ORANGE = "#4878a8", "#c03028", "#3a8a4d", "#8a8a8a", "#d98c1f"
@@ -157,6 +158,51 @@ def check_cpp(text, call, *cases, tolerance=1e-5):
         return call(library, *arguments)
     function.__name__ = next(iter(vars(library)))
     print(verdict(function, cases, tolerance))
+
+
+def cuda(code):
+    """CUDA in a string, compiled for the emulator: the launchers in it, functions that are `extern "C"`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cu")
+        path.write_text(code.lstrip("\n"), encoding="utf-8")
+        return emulator.compile(path)
+
+
+def count(report, what, **of):
+    """The sum of one column of an emulator's report; of={"space": "shared"} and the like choose rows."""
+    return sum(getattr(line, what) for line in report.lines
+               if all(getattr(line, name) == value for name, value in of.items()))
+
+
+def check_kernel(code, launcher, *cases, most=None, tolerance=1e-6):
+    """Compiles an exercise's CUDA, runs its launcher under the emulator's eyes, and prints one line as check() does.
+
+    What a case wants is what the kernel shall leave in the arrays that are given full of NaN. most={"sectors": 8}: and
+    in the last case the report may count no more than that."""
+    print(kernel_verdict(code, launcher, cases, most or {}, tolerance))
+
+
+def kernel_verdict(code, launcher, cases, most, tolerance):
+    if "..." in code:
+        return "not written yet: put your lines where the ... is, and run both cells again"
+    try:
+        kernel = getattr(cuda(code), launcher)
+    except emulator.CompileError as error:
+        return f"wrong: the CUDA does not compile\n{error}"
+    for arguments, want, why in cases:
+        for order in ("forward", "reversed"):
+            given = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+            report = emulator.run(kernel, *given, warps=order, blocks=order, timeout=20)
+            got = tuple(g for g, a in zip(given, arguments, strict=True)
+                        if isinstance(a, np.ndarray) and np.isnan(a).all())
+            problem = report.findings[0] if report.findings else difference(
+                got if isinstance(want, tuple) else got[0], want, tolerance)
+            if problem:
+                return f"wrong: {problem}" + (f"\n  {why}" if why else "")
+    for what, enough in most.items():
+        if (found := count(report, what)) > enough:
+            return f"wrong: the numbers are right, but it takes {found} {what}, where {enough} are enough"
+    return f"right: {launcher}, {len(cases)} case{'s' * (len(cases) > 1)}, in two orders of threads"
 
 
 def source(what, begin=None, end=None):

@@ -191,7 +191,11 @@ def run(function, *arguments, **options) -> Report:
     return report
 
 
-@functools.cache
 def library(path) -> Library:
-    """The fast build of a .cu file of ours, loaded once."""
-    return Library(path, checked=False)
+    """The build of a .cu file of ours that is needed here: the checked one inside watch(), else the fast one."""
+    return _loaded(path, _watching.get() is not None)
+
+
+@functools.cache
+def _loaded(path, checked):
+    return Library(path, checked)
