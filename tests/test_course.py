@@ -122,7 +122,8 @@ def wrongs(folder):
 
 @each
 def test_a_known_mistake_costs_points_on_its_task_alone(folder, tmp_path):
-    """The tests of its chapter are run, two mistakes at a time: no other tests call what is in the file."""
+    """The tests of its chapter are run, two mistakes at a time: the others do not call what is in the file, or belong
+    to a chapter that builds on it and falls with it."""
     def run(number, wrong):
         path = copy_of(folder, tmp_path / str(number)) / wrong["file"]
         text = path.read_text()

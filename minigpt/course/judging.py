@@ -34,16 +34,16 @@ def agrees(adapters, name, op=None, /, **arguments):
 def equals(name, got, expected, of=""):
     """Failed, in words that name the first difference, unless `got` is `expected`: numbers, texts, lists of these. What
     has one value has it whether it is a list, a tuple or an array. `of`: what it was called with, in words."""
-    got, of = plain(got), of and f" (arguments: {of})"
-    if got == plain(expected):
+    got, expected = plain(got), plain(expected)
+    if got == expected:
         return
-    if isinstance(got, list) and isinstance(expected, (list, tuple)):
-        if len(got) != len(expected):
-            raise Failed(f"{name}: returned {len(got)} items, expected {len(expected)}: {short(got)}, "
-                         f"expected {short(expected)}{of}")
-        i = next(i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != plain(b))
-        raise Failed(f"{name}: item {i} is {short(got[i])}, expected {short(expected[i])}{of}")
-    raise Failed(f"{name}: returned {short(got)}, expected {short(expected)}{of}")
+    said = f"returned {short(got)}, expected {short(expected)}"
+    if type(got) is type(expected) and isinstance(expected, (list, str)):
+        i = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b),
+                 min(len(got), len(expected)))
+        ends = [short(x[i]) if i < len(x) else "the end" for x in (got, expected)]
+        said = f"item {i} is {ends[0]}, expected {ends[1]}\n{said}"
+    raise Failed(f"{name}: {said}" + (of and f"\narguments: {of}"))
 
 
 def near(name, output, got, expected, tolerance=1e-9):
