@@ -17,7 +17,7 @@ CL100K = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# A word is capitals, then small letters ("HTMLParser" is two), and keeps its contraction; a slash ends a run of signs.
+# A word is capitals, then small letters ("getName" is two), and keeps its contraction; a slash ends a run of signs.
 _UPPER, _LOWER, _SUFFIX = (
     r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]",
     r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]",
