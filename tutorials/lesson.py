@@ -92,9 +92,11 @@ def difference(got, want, tolerance=1e-6):
 
 
 def short(value):
-    """A value in a few characters; of a large array the shape."""
+    """A value in a few characters; of a large array the shape, of a function its name."""
     if isinstance(value, np.ndarray) and value.size > 6:
         return f"array of shape {value.shape}"
+    if inspect.isfunction(value):
+        return value.__name__
     text = repr(value.tolist() if isinstance(value, np.ndarray) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
