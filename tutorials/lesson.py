@@ -10,6 +10,7 @@ import functools
 import inspect
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +22,10 @@ import numpy as np
 from minigpt import emulator
 from minigpt.emulator import build, launchers
 
+LANGUAGE = {".py": "python", ".cpp": "cpp", ".h": "cpp", ".cu": "cpp", ".cuh": "cpp"}
 BLUE, RED, GREEN, GREY, ORANGE = "#4878a8", "#c03028", "#3a8a4d", "#8a8a8a", "#d98c1f"
 plt.rcParams.update({
-    "figure.figsize": (8, 3.2), "figure.dpi": 80, "figure.constrained_layout.use": True, "font.size": 10,
+    "figure.figsize": (8, 3.2), "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left", "axes.titlesize": 10,
     "axes.prop_cycle": plt.cycler(color=[BLUE, RED, GREEN, ORANGE, GREY]), "image.cmap": "viridis",
 })
@@ -223,8 +225,11 @@ def source(what, begin=None, end=None):
         if stop is None:
             raise ValueError(f"source: no line of {what} after {begin!r} contains {end!r}")
         lines, first = lines[start:stop + 1], start + 1
-    print(f"# {path.relative_to(here('..').resolve()).as_posix()}, line {first}")
-    print("".join(lines).rstrip())
+    title, text = f"{path.relative_to(here('..').resolve()).as_posix()}, line {first}", "".join(lines).rstrip()
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():     # a notebook: in colour
+        sys.modules["IPython"].display.display_markdown(f"*{title}*\n```{LANGUAGE[path.suffix]}\n{text}\n```", raw=True)
+    else:
+        print(f"# {title}\n{text}")
 
 
 def seconds(function, *arguments, repeats=5):
