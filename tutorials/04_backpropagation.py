@@ -692,6 +692,14 @@ plt.show()
 # last two to the side.)
 
 # %%
+def heads(x, n):
+    return x.reshape(*x.shape[:2], n, -1).swapaxes(1, 2)                                # (B, n, T, D)
+
+
+def merged(x):
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)                         # (B, T, n D)
+
+# %%
 def layer_forward(w, h, H):
     """w(name) gives a weight. h (B, T, C) -> h (B, T, C), and what the backward pass needs"""
     n1, m1, r1 = ops.layernorm_forward(h, w("norm1.weight"), w("norm1.bias"))
@@ -705,14 +713,6 @@ def layer_forward(w, h, H):
     act = ops.gelu_forward(up)                                                          # (B, T, 4 C)
     h3 = h2 + ops.linear_forward(act, w("mlp.down.weight"), w("mlp.down.bias"))
     return h3, (h, n1, m1, r1, q, k, v, out, lse, a, h2, n2, m2, r2, up, act)
-
-
-def heads(x, n):
-    return x.reshape(*x.shape[:2], n, -1).swapaxes(1, 2)                                # (B, n, T, D)
-
-
-def merged(x):
-    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)                         # (B, T, n D)
 
 # %%
 def layer_backward(w, dh3, H, kept, grads):
