@@ -195,7 +195,7 @@ def _key(*parts):
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
 
 
-def runtime() -> list[Path]:
+def runtime():
     """The objects of csrc/emulator/*.cpp, compiled where they are not in the cache yet."""
     objects = []
     for source in sorted((sources() / "emulator").glob("*.cpp")):
@@ -214,23 +214,22 @@ def _store(target, *arguments):
         if not made.exists():
             raise CompileError(f"{compiler()} says nothing and makes nothing: it is no C++ compiler")
         data = made.read_bytes()
-        for path, content in ((target, data), (sum_file(target), hashlib.sha256(data).hexdigest().encode())):
+        for path, content in ((target, data), (checksum(target), hashlib.sha256(data).hexdigest().encode())):
             with atomic_write(path) as file:
                 file.write(content)
     for old in sorted(target.parent.glob("*.so"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
         old.unlink(missing_ok=True)
-        sum_file(old).unlink(missing_ok=True)
+        checksum(old).unlink(missing_ok=True)
 
 
-def sum_file(path) -> Path:
-    """The file beside one of the cache that says what must be in it."""
+def checksum(path):
     return path.with_name(f"{path.name}.sha256")
 
 
 def _intact(path):
     """Whether a file in the cache is there, and is what was put there: a damaged library would end the process."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest().encode() == sum_file(path).read_bytes()
+        return hashlib.sha256(path.read_bytes()).hexdigest().encode() == checksum(path).read_bytes()
     except OSError:
         return False
 

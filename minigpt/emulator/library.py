@@ -27,10 +27,10 @@ _watching = contextvars.ContextVar("watching", default=None)
 
 
 class Library:
-    """The launchers of one .cu file as functions. All attributes that are not launchers begin with an underscore.
-    `built`: the library that build() made of it, where that was done elsewhere."""
+    """The launchers of one .cu file as functions. All attributes that are not launchers begin with an underscore."""
 
     def __init__(self, path, checked=True, include=(), built=None):
+        """built: the library that was made of the file before, by build()."""
         path, include = checked_arguments(path, checked, include)
         self._path, self._checked, self._include = Path(path), checked, include
         known, self._skipped = launchers.signatures(read(self._path), str(path))
