@@ -23,6 +23,11 @@ from lesson import BLUE, GREEN, GREY, ORANGE, RED, case, check_kernel, count, cu
 
 from minigpt import emulator, ops
 
+
+def empty(*shape):
+    """An array that nobody has written yet: all NaN."""
+    return np.full(shape, np.nan, np.float32)
+
 # %% [markdown]
 # ## A kernel: what one thread does
 #
@@ -70,7 +75,7 @@ __global__ void who(float* block, float* thread, int n) {
 }
 extern "C" void run_who(float* block, float* thread, int n) { who<<<(n + 15) / 16, 16>>>(block, thread, n); }
 """
-block, thread = np.zeros(50, np.float32), np.zeros(50, np.float32)
+block, thread = empty(50), empty(50)
 cuda(WHO).run_who(block, thread, 50)
 
 # %%
@@ -145,14 +150,12 @@ extern "C" void run_bias(const float* x, const float* bias, float* y, int rows, 
 """
 
 # %%
-def empty(*shape):
-    return np.full(shape, np.nan, np.float32)
-
-
 m, b = rng.normal(size=(5, 12)).astype(np.float32), rng.normal(size=12).astype(np.float32)
 check_kernel(BIAS, "run_bias",
-             case(m[:4], b, empty(4, 12), 4, 12, want=m[:4] + b, why="element i lies in row i / C and column i % C"),
-             case(m[:, :7].copy(), b[:7], empty(5, 7), 5, 7, want=m[:, :7] + b[:7], why="35 elements, 64 threads"))
+             case(m[:4], b, empty(4, 12), 4, 12, want=m[:4] + b,
+                  why="element i lies in row i / C and column i % C"),
+             case(m[:, :7].copy(), b[:7], empty(5, 7), 5, 7, want=m[:, :7] + b[:7],
+                  why="35 elements, 64 threads"))
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -197,6 +200,8 @@ __global__ void branch(const float* x, float* y) {
 }
 extern "C" void run_branch(const float* x, float* y) { branch<<<1, 128>>>(x, y); }
 """
+
+# %%
 reports = {}
 for name, which in (("odd and even threads", "t"), ("odd and even warps", "(t / 32)")):
     run_branch = cuda(BRANCH.replace("WHICH", which)).run_branch
