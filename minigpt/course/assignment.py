@@ -26,6 +26,7 @@ class Assignment:
     tasks: dict
     given: list = dataclasses.field(default_factory=list)
     seconds: int = 10                     # for one call of a student's function
+    build_seconds: int = 20               # for each of the compiler's programs, for one source
     total_seconds: int = 120              # for a whole submission
     memory_mb: int = 512
     processes: int = 16
@@ -47,11 +48,18 @@ class Assignment:
                 raise ValueError(f"{path}: files or given names {name!r}, which is no file in {folder}")
         return assignment
 
+    @property
+    def sources(self) -> list:
+        """What is compiled."""
+        return [name for name in self.files if name.endswith((".cpp", ".cu"))]
+
     def handed_in(self, name) -> bool:
-        """Whether a file of that name is part of a submission: adapters.py, and sources in student/."""
+        """Whether a file of that name is part of a submission: adapters.py, unless it is given, and sources in
+        student/."""
         path = PurePosixPath(name)
-        return name == "adapters.py" or (path.parts[:1] == ("student",) and len(path.parts) > 1 and
-                                         ".." not in path.parts and path.suffix in SOURCES)
+        return name not in self.given and (name == "adapters.py" or (
+            path.parts[:1] == ("student",) and len(path.parts) > 1 and ".." not in path.parts and
+            path.suffix in SOURCES))
 
     def submission(self, folder) -> list:
         """The names of the files in `folder` that belong to a submission."""

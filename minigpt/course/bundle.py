@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
+from ..emulator import build
 from . import grade, release
-from .student import PACKAGE
+from .layout import PACKAGE
 
 REQUIREMENTS = "numpy pytest"
 
@@ -15,6 +16,8 @@ def write(assignment, target):
         copy = target / "minigpt" / path.relative_to(PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
+    if any(name.endswith(".cu") for name in assignment.sources):
+        shutil.copytree(build.sources() / "emulator", target / "csrc" / "emulator")
     tests = {f"tests/{path.name}": path.read_text(encoding="utf-8")
              for path in sorted((assignment.folder / "tests").glob("*.py"))}
     for name, text in (release.contents(assignment) | tests).items():

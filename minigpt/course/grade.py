@@ -21,7 +21,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from ..files.atomic import atomic_write
-from . import release
+from . import builder, release
+from .layout import PATH
 
 LARGEST, MOST = 2**20, 500                # bytes of a file, and files; no submission is larger
 PACKAGE = Path(__file__).parent.parent
@@ -30,6 +31,8 @@ PACKAGE = Path(__file__).parent.parent
 def run_tests(assignment, submission=None, isolation="none", seed="", task=""):
     """Runs an assignment's tests on a submission (default: its own files) -> (results, what stopped the grader or "").
     Results are the dictionaries of plugin.py; a test that could not be run is not among them. `task`: only this one."""
+    if assignment.sources:
+        builder.compiler(None if isolation == "none" else PATH)               # ImportError where there is none
     with tempfile.TemporaryDirectory(prefix="minigpt-grade-") as scratch:
         path = Path(scratch, "results.json")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "minigpt.course.plugin", "-p", "no:cacheprovider",

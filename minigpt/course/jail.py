@@ -24,7 +24,7 @@ import signal
 import sys
 
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
-RDONLY, REMOUNT, BIND, REC, PRIVATE = 1, 32, 4096, 16384, 1 << 18
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/dev/null",
           "/dev/zero", "/dev/urandom")
 FAILED = 125                              # the exit code that says: not the command failed, this program did
@@ -74,17 +74,26 @@ def enter(config):
     for path in config["hidden"]:                                             # where it lies inside what is visible
         if os.path.isdir(root + path):
             mount("tmpfs", root + path, "tmpfs", RDONLY, "size=4k")
+    os.mkdir(f"{root}/proc")              # filled by the first process of the new namespace
     os.mkdir(f"{root}/tmp")
     os.chmod(f"{root}/tmp", 0o1777)
     os.chroot(root)
     os.chdir("/tmp")
 
 
+def show_processes():
+    """Those of this namespace, in /proc: the sanitizers look there. Some containers allow it to nobody."""
+    try:
+        mount("proc", "/proc", "proc", RDONLY | NOSUID | NODEV | NOEXEC)
+    except OSError:
+        pass
+
+
 def limit(config):
     """Binds this process, and all that it starts. The time limit is of the processor, in seconds, per process."""
     # RLIMIT_AS is not honoured by macOS, which refuses some values
-    for name, most in (("CPU", config["seconds"]), ("AS", config["memory"]), ("FSIZE", config["disk"]), ("CORE", 0),
-                       ("NOFILE", 256), ("NPROC", config["processes"])):
+    for name, most in (("CPU", config["seconds"]), ("AS", config["address_space"] or resource.RLIM_INFINITY),
+                       ("FSIZE", config["disk"]), ("CORE", 0), ("NOFILE", 256), ("NPROC", config["processes"])):
         if name == "NPROC" and config["isolation"] == "none":
             continue                      # it would count what else the student is running
         try:
@@ -152,6 +161,8 @@ def main():
         os.setsid()
         os.write(ready, b".")
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        if spaces:
+            show_processes()
         limit(config)
         os.execve(config["command"][0], config["command"], config["environment"])
     os.read(started, 1)                                                       # it has a process group of its own now

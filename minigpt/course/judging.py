@@ -7,7 +7,7 @@ so nobody loses points for adding up in another order, and nobody keeps them wit
 import numpy as np
 
 from ..ops import budget
-from .student import Failed
+from .process import Failed
 
 
 def agrees(adapters, name, op=None, /, **arguments):

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -21,8 +22,10 @@ import numpy as np
 import pytest
 
 from ..files.atomic import atomic_write
+from . import builder, native
 from .assignment import Assignment
-from .student import CannotStart, Failed, Student, Todo
+from .process import CannotStart, Failed, Todo
+from .student import Student
 
 MESSAGE = 4000                            # characters of a message that are kept
 
@@ -44,22 +47,29 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-    if config.course.student:
-        config.course.student.__exit__()
+    config.course.close()
 
 
 class Course:
     """What one run of the tests knows: the assignment, the student's process, the results."""
 
     def __init__(self, config):
-        self.config, self.student, self.results = config, None, []
+        self.config, self.students, self.results = config, {}, []
+        self._scratch = tempfile.TemporaryDirectory(prefix="minigpt-course-")
+        self.scratch = self._scratch.name
 
-    def start(self, folder):
-        if self.student is None:
+    def student(self, folder, sanitized=False):
+        if sanitized not in self.students:
             assignment = Assignment.load(folder)
             submission = self.config.getoption("--course-submission") or folder
-            self.student = Student(submission, assignment, self.config.getoption("--course-isolation"))
-        return self.student
+            self.students[sanitized] = Student(submission, assignment, self.config.getoption("--course-isolation"),
+                                               sanitized)
+        return self.students[sanitized]
+
+    def close(self):
+        for student in self.students.values():
+            student.close()
+        self._scratch.cleanup()
 
     def keep(self):
         if path := self.config.getoption("--course-results"):
@@ -83,9 +93,34 @@ class Adapters(types.SimpleNamespace):
 def adapters(request):
     folder = Path(request.path).parent.parent
     if request.config.getoption("--debug-here"):
-        sys.path.insert(0, str(request.config.getoption("--course-submission") or folder))
-        return importlib.import_module("adapters")
-    return Adapters(student=request.config.course.start(folder))
+        return adapters_here(str(request.config.getoption("--course-submission") or folder),
+                             request.config.course.scratch)
+    return Adapters(student=request.config.course.student(folder))
+
+
+@pytest.fixture
+def sanitized(request):
+    """The same functions, those in C++ built with the sanitizers: what they touch that is not theirs ends the call."""
+    if request.config.getoption("--debug-here"):
+        pytest.skip("the sanitizers need a process of their own")
+    try:
+        student = request.config.course.student(Path(request.path).parent.parent, sanitized=True)
+    except ImportError as error:
+        raise Failed(str(error)) from None
+    yield Adapters(student=student)
+    student.rest()                        # its memory is needed for others
+
+
+def adapters_here(folder, scratch):
+    """adapters.py, imported into this process; libraries are compiled in it too."""
+    def find(source):
+        library = Path(scratch, source.replace("/", "_") + ".so")
+        library.write_bytes(builder.build(folder, source, sanitized=False).tobytes())
+        return str(library)
+
+    sys.modules["native"], native.folder, native.find = native, folder, find
+    sys.path.insert(0, folder)
+    return importlib.import_module("adapters")
 
 
 @pytest.fixture

@@ -4,238 +4,125 @@
         student.call("gelu_forward", x=x)         # what it returned; or Failed, Todo, saying why not in words
 
 A process that crashes, hangs or is killed is replaced by a new one for the next call, so that one bad function costs
-its own task only. One that cannot even import the submission costs everything, quickly.
+its own task only. One that cannot even import the submission costs everything, quickly. A C++ or CUDA source is
+compiled when it is first needed, in a jail of its own; one that does not compile costs the tasks that need it.
 """
 
-import glob
-import importlib.util
 import json
 import os
-import select
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
-from . import jail, wire
+from . import layout, sanitizers, wire
+from .process import PATIENCE, Failed, Process, Todo
 
-PACKAGE = Path(__file__).parent.parent
 HERE = Path(__file__).parent
-DISK = 64 * 2**20                         # bytes of files a submission may write
-OUTPUT_SHOWN = 1000                       # characters of what it printed
-PATIENCE = 5                              # its seconds are of the processor; the clock may show so many times more
-
-
-class Failed(AssertionError):
-    """The student's function gave no answer that can be compared; says why, for the student."""
-
-
-class CannotStart(Exception):
-    """The jail could not be set up: nobody's fault but the machine's, and no reason to give 0 points in silence."""
-
-
-class Todo(Failed):
-    """It is not written yet."""
 
 
 class Student:
-    def __init__(self, folder, assignment, isolation="none"):
-        self.folder, self.assignment, self.isolation = Path(folder).resolve(), assignment, isolation
+    def __init__(self, folder, assignment, isolation="none", sanitized=False):
+        """sanitized: C++ is compiled and run with the sanitizers, see sanitizers.py."""
+        self.assignment, self.isolation = assignment, isolation
         self.broken = None                # why the submission cannot be imported, once that is known
+        self._unbuilt = {}                # why sources could not be compiled
+        self._sanitizers = sanitizers.environment(assignment.memory_mb) if sanitized else None
         self._process = None
         self._deadline = time.monotonic() + PATIENCE * assignment.total_seconds
         self._scratch = tempfile.TemporaryDirectory(prefix="minigpt-course-")
+        layout.lay_out(assignment, Path(folder).resolve(), Path(self._scratch.name))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._stop()
+        self.close()
+
+    def close(self):
+        self.rest()
         self._scratch.cleanup()
 
     def call(self, name, **arguments):
         """Calls adapters.<name> in the student's process -> what it returned."""
-        if self.broken:
-            raise self.broken
-        if time.monotonic() > self._deadline:
-            raise Failed(f"the time for the whole submission, {self.assignment.total_seconds} s, was used up before")
-        if self._process is None:
-            self._start()
-        reply = self._ask(wire.pack((name, arguments)), f"{name}: ")
+        while "build" in (reply := self._ask(name, arguments)):
+            self._build(reply["build"], name)
         if "error" in reply:
-            raise (Todo if reply["error"] == "todo" else Failed)(f"{name}: {reply['message']}{self._printed()}")
+            raise (Todo if reply["error"] == "todo" else Failed)(
+                f"{name}: {reply['message']}{self._process.printed()}")
         if reply["changed"]:
             raise Failed(f"{name}: changed its argument {', '.join(reply['changed'])}, must leave it as it is")
         return reply["result"]
 
+    def rest(self):
+        """Ends the process; the next call starts one."""
+        if self._process:
+            self._process.stop()
+
+    def _ask(self, name, arguments):
+        if self.broken:
+            raise self.broken
+        if time.monotonic() > self._deadline:
+            raise Failed(f"the time for the whole submission, {self.assignment.total_seconds} s, was used up before")
+        if self._process is None or not self._process.running:
+            self._start()
+        return self._process.ask(wire.pack((name, arguments)), f"{name}: ")
+
     def _start(self):
-        self._output = tempfile.TemporaryFile(dir=self._scratch.name)
-        requests, self._requests = os.pipe()
-        self._answers, answers = os.pipe()
-        config = configuration(self.folder, self.assignment, self.isolation, self._scratch.name, (requests, answers))
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(HERE / "jail.py"), json.dumps(config)], stdin=subprocess.PIPE,
-            stdout=self._output, stderr=self._output, pass_fds=(requests, answers), cwd=self._scratch.name)
-        os.close(requests)
-        os.close(answers)
-        for fd in (self._requests, self._answers):
-            os.set_blocking(fd, False)
+        self._process = self._new("adapters", self.assignment.seconds, self.assignment.total_seconds, self._sanitizers)
         try:
-            reply = self._ask(b"", "importing your files: ")
+            reply = self._process.ask(b"", "importing your files: ")
             if "error" in reply:
                 raise (Todo if reply["error"] == "todo" else Failed)(
-                    f"importing your files: {reply['message']}{self._printed()}")
+                    f"importing your files: {reply['message']}{self._process.printed()}")
         except Failed as error:
             self.broken = error
-            self._stop()
+            self._process.stop()
             raise
 
-    def _stop(self):
-        """Ends the process, and all that it started: jail.py does, when its standard input is closed."""
-        if self._process is None:
-            return None
-        self._process.stdin.close()
+    def _new(self, does, seconds, total, environment=None):
+        config = layout.configuration(self._scratch.name, self.isolation, self.assignment, does, total, environment)
+        return Process(config, f"{self._scratch.name}/tmp", seconds, self._deadline)
+
+    def _build(self, source, name):
+        """Compiles a source; the library appears beside it, where the student's process sees it."""
+        if source not in self._unbuilt:
+            self._unbuilt[source] = self._built(source)
+            if not self._unbuilt[source]:
+                return
+        raise Failed(f"{name}: {self._unbuilt[source] or f'{source} was compiled, and is not there'}")
+
+    def _built(self, source):
+        """Compiles it -> why that could not be done, or ""."""
+        if source not in self.assignment.sources:
+            return f"needs {source!r}, which is no source of this assignment"
+        builder = self._new("builder", self.assignment.build_seconds, self.assignment.build_seconds)
         try:
-            code = self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        os.close(self._requests)
-        os.close(self._answers)
-        self._process = None
-        return code
-
-    def _ask(self, request, what):
-        """Sends a request and waits for its reply. Failed if none comes."""
-        self._began = time.monotonic(), processor_seconds(self._process.pid)
-        try:
-            while request:
-                self._wait(self._requests, writing=True)
-                request = request[os.write(self._requests, request):]
-            reply = wire.unpack(self._read)
-            if not isinstance(reply, dict) or not ("error" in reply or "ready" in reply or "result" in reply):
-                raise wire.BadMessage("not one of ours")
-            return reply
-        except TimeoutError:
-            self._stop()
-            raise Failed(f"{what}took more than {self.assignment.seconds} s and was stopped (an endless loop?)"
-                         f"{self._printed()}") from None
-        except (EOFError, BrokenPipeError):
-            code = self._stop()
-            printed = self._printed()
-            if code == jail.FAILED and "jail: " in printed:
-                raise CannotStart(f"the student's process could not be started.{printed}") from None
-            raise Failed(f"{what}{ending(code)}{printed}") from None
-        except wire.BadMessage as error:
-            self._stop()
-            raise Failed(f"{what}your process sent something that is no answer ({error})") from None
-
-    def _wait(self, fd, writing=False):
-        """Until the pipe is ready. TimeoutError where the call has had its time: so that points do not depend on what
-        else the machine is doing, its own processor time, and several times as much by the clock."""
-        clock, processor = self._began
-        limit = self.assignment.seconds
-        while not any(select.select([] if writing else [fd], [fd] if writing else [], [], 0.1)):
-            now = time.monotonic()
-            if now > min(clock + PATIENCE * limit, self._deadline):
-                raise TimeoutError
-            if processor_seconds(self._process.pid) - processor > limit:
-                raise TimeoutError
-
-    def _read(self, n):
-        parts = []
-        while n:
-            self._wait(self._answers)
-            if not (part := os.read(self._answers, min(n, 2**20))):
-                raise EOFError
-            parts.append(part)
-            n -= len(part)
-        return b"".join(parts)
-
-    def _printed(self):
-        """What it wrote to the terminal, to be shown with what went wrong."""
-        self._output.seek(0)
-        text = self._output.read(4 * OUTPUT_SHOWN).decode(errors="replace")
-        return f"\nIt printed:\n{text[:OUTPUT_SHOWN]}" if text.strip() else ""
-
-
-def processor_seconds(pid):
-    """What the children of a process, and those that have ended, have used. 0 where there is no /proc to tell."""
-    used, ticks = 0, os.sysconf("SC_CLK_TCK")
-    try:
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            used += sum(map(int, fields[11:15])) / ticks                      # utime, stime, cutime, cstime
-    except OSError:
-        pass
-    return used
-
-
-def ending(code):
-    """How a process ended, for whoever wrote what it ran."""
-    meanings = {139: "crashed: it touched memory that is not its own", 134: "was aborted", 136: "divided by zero",
-                137: "was killed: it used too much memory, or too many processes", 152: "used too much time",
-                153: "wrote too much to files"}
-    return f"your process {meanings.get(code, f'ended by itself, with exit code {code}')}"
-
-
-def configuration(folder, assignment, isolation, scratch, pass_fds):
-    """What jail.py is told: see its enter() and limit()."""
-    python = os.path.realpath(sys.executable)
-    packages = {name: str(Path(importlib.util.find_spec("numpy").origin).parent.parent / name)
-                for name in ("numpy", "numpy.libs")}
-    packages = {name: path for name, path in packages.items() if os.path.isdir(path)}
-    root = f"{scratch}/root"
-    os.makedirs(root, exist_ok=True)
-    files = {}                            # {name: path}: theirs, and what they are given
-    if folder:
-        files = {name: folder / name for name in assignment.submission(folder)}
-        files |= {name: assignment.folder / name for name in assignment.given}
-    laid_out = _laid_out(files, packages, Path(scratch))
-    paths, placed = [laid_out["worker/worker.py"], laid_out["submission"], laid_out["packages"]], {}
-    if isolation == "namespaces":
-        placed = {f"/{name}": laid_out[name] for name in ("worker", "submission")}
-        placed |= {f"/packages/{name}": path for name, path in packages.items()}
-        paths = ["/worker/worker.py", "/submission", "/packages"]
-    hidden = [str(PACKAGE), sysconfig.get_path("purelib", vars={"base": sys.base_prefix}),
-              *glob.glob("/usr/lib/python3*/dist-packages"), *glob.glob("/usr/local/lib/python3*/*-packages")]
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8",
-                   "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-    return dict(isolation=isolation, root=root, visible=[sys.base_prefix], placed=placed, hidden=hidden,
-                uid=40000 + os.getpid() % 20000, disk=DISK, memory=assignment.memory_mb * 2**20,
-                processes=assignment.processes, seconds=assignment.total_seconds, pass_fds=pass_fds,
-                environment=environment, command=[python, "-I", "-S", *paths, *map(str, pass_fds)])
-
-
-def _laid_out(files, packages, scratch):
-    """Copies and links of all that the process needs, for everybody to read -> {name: path}."""
-    paths = {name: scratch / name for name in ("worker", "packages", "submission", "worker/worker.py")}
-    if not paths["worker"].exists():
-        for name in ("worker", "packages", "submission"):
-            paths[name].mkdir()
-        for name in ("worker.py", "wire.py"):
-            shutil.copyfile(HERE / name, scratch / "worker" / name)
-        for name, path in packages.items():
-            (paths["packages"] / name).symlink_to(path)
-        for name, path in files.items():
-            (paths["submission"] / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, paths["submission"] / name)
-        for path in (scratch, *scratch.iterdir(), *paths["worker"].iterdir(), *paths["submission"].rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-    return {name: str(path) for name, path in paths.items()}
+            builder.ask(b"", "starting the compiler: ")
+            folder = "/submission" if self.isolation == "namespaces" else f"{self._scratch.name}/submission"
+            reply = builder.ask(wire.pack(("build", dict(folder=folder, source=source,
+                                                         sanitized=self._sanitizers is not None))), "compiling: ")
+        except Failed as error:
+            return str(error)
+        finally:
+            builder.stop()
+        if "result" not in reply:
+            return reply["message"].removeprefix("CompileError: ")
+        target = Path(self._scratch.name, "submission", f"{source}.so")
+        target.write_bytes(reply["result"].tobytes())
+        target.chmod(0o644)
+        return ""
 
 
 def isolation() -> str:
     """The best that this machine offers to keep submissions from all else. ImportError where there is nothing."""
     with tempfile.TemporaryDirectory(prefix="minigpt-course-") as scratch:
+        layout.lay_out(_Probe, Path(), Path(scratch))
         for kind in ("namespaces", "user"):
-            if kind == "user" and (os.getuid() != 0 or _readable_by_all(PACKAGE)):
+            if kind == "user" and (os.getuid() != 0 or _readable_by_all(layout.PACKAGE)):
                 continue
-            config = configuration(None, _Probe, kind, scratch, ())
+            config = layout.configuration(scratch, kind, _Probe, "adapters", 5) | dict(pass_fds=())
             config["command"] = [*config["command"][:3], "-c", "pass"]
             with subprocess.Popen([sys.executable, "-I", "-S", str(HERE / "jail.py"), json.dumps(config)],
                                   stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as probe:
@@ -246,7 +133,8 @@ def isolation() -> str:
 
 
 class _Probe:
-    memory_mb, processes, total_seconds = 512, 16, 5
+    folder, sources, given, submission = Path(), (), (), staticmethod(lambda folder: ())
+    memory_mb, processes = 512, 16
 
 
 def _readable_by_all(path):
