@@ -364,6 +364,8 @@ __global__ void shuffles(const float* x, float* sums) {
 }
 extern "C" void run_shuffles(const float* x, float* sums, int blocks) { shuffles<<<blocks, 128>>>(x, sums); }
 """
+
+# %%
 by_hand = {"tree": (7, 4 + 3 * (2 + 1 + 1 + 1 + 1 + 1 + 1) + 1), "shuffles": (1, 4 + 4)}
 counted = {}
 for name, launcher in (("tree", mended.run_tree), ("shuffles", cuda(SHUFFLES).run_shuffles)):
@@ -489,7 +491,10 @@ __global__ void warp_a_row(const float* x, float* sums, int C) {
   for (int c = lane; c < C; c += 32) sum += x[r * C + c];
   for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffff, sum, d);
   if (lane == 0) sums[r] = sum;
-}"""
+}
+"""
+
+# %%
 LAUNCHERS = """
 extern "C" void by_threads(const float* x, float* sums, int rows, int C) {
   thread_a_row<<<rows / 64, 64>>>(x, sums, C);
@@ -557,6 +562,8 @@ __global__ void column(const float* x, float* y) {
 }
 extern "C" void run_column(const float* x, float* y) { column<<<1, 32>>>(x, y); }
 """
+
+# %%
 ways = {"rows of 32": ("32", "t", "c"), "rows of 33": ("33", "t", "c"),
         "rows of 32, swizzled": ("32", "t ^ r", "c ^ r")}
 tile, reads = np.arange(1024, dtype=np.float32), {}
