@@ -563,6 +563,14 @@ check(backward_tile, case(s, row_lse, dp, delta, want=(P, dS), why="p = exp(s - 
 # that see it pass by.
 
 # %%
+def tile_gradients(q, k, v, dout, lse, delta, diagonal):
+    s = q @ k.T * q.shape[1]**-0.5                                                   # (r, c)
+    if diagonal:
+        s[np.triu_indices_from(s, 1)] = -np.inf
+    p = np.exp(s - lse[:, None])
+    return p, p * (dout @ v.T - delta[:, None])
+
+# %%
 def flash_backward(dout, q, k, v, out, lse, tile=32):
     """-> dq, dk, dv (T, D), and the tiles in the order in which they were visited."""
     (T, D), visited = q.shape, []
@@ -578,14 +586,6 @@ def flash_backward(dout, q, k, v, out, lse, tile=32):
             dq[r] += ds @ k[c] * D**-0.5                                             # (r, D)
             visited.append((i, j))
     return dq, dk, dv, visited
-
-
-def tile_gradients(q, k, v, dout, lse, delta, diagonal):
-    s = q @ k.T * q.shape[1]**-0.5                                                   # (r, c)
-    if diagonal:
-        s[np.triu_indices_from(s, 1)] = -np.inf
-    p = np.exp(s - lse[:, None])
-    return p, p * (dout @ v.T - delta[:, None])
 
 # %% [markdown]
 # Two judges: the definition, with P in full, and finite differences, which know no formula at all. In float64, so that
