@@ -64,7 +64,7 @@ def emulated(folder, source, sanitized, made, words):
     for path in emulator.sources().parent.glob("runtime/*"):
         shutil.copy(path, emulator.cache_folder())
     try:
-        return emulator.build(os.path.join(folder, source), checked=True)
+        return emulator.build(os.path.join(folder, source), checked=True, include=[folder])
     except NotCompiled as error:
         words.write(str(error).replace(f"{folder}/", "").encode())
         raise subprocess.CalledProcessError(1, source) from None

@@ -7,7 +7,6 @@ import glob
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -55,10 +54,7 @@ def _emulator(target):
     csrc = build.sources() / "emulator"
     files = {path.relative_to(PACKAGE): path for pattern in EMULATOR for path in PACKAGE.glob(pattern)}
     files |= {Path("csrc", "emulator", path.relative_to(csrc)): path for path in csrc.rglob("*") if path.is_file()}
-    code = "from minigpt.emulator import build; print(*build.runtime(), sep='\\n')"
-    compiled = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                              cwd=PACKAGE.parent, env={"PATH": PATH, "HOME": str(Path.home())})
-    for path in map(Path, compiled.stdout.split()):
+    for path in build.runtime():
         files |= {Path("runtime", p.name): p for p in (path, build.checksum(path))}
     for name, path in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)

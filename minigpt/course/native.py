@@ -13,11 +13,16 @@ This module stands beside worker.py, alone: what cannot be done here, compiling,
 """
 
 import ctypes
+import dataclasses
+import itertools
 import os
 
 import numpy as np
 
 folder = None                             # of the submission: whoever imports its adapters.py says
+seen = None                               # what the emulator counted in the latest call of a kernel's launcher
+orders = itertools.cycle(("forward", "reversed"))                             # of a block's warps, and of blocks
+SECONDS = 8                               # for a launcher; then the emulator says where it is. The jail gives 10
 
 
 class NotBuilt(Exception):
@@ -59,8 +64,31 @@ def load(source):
     if source.endswith(".cu"):
         from minigpt.emulator import Library as Emulated
 
-        return Emulated(os.path.join(folder, source), built=path)
+        return Watched(Emulated(os.path.join(folder, source), include=[folder], built=path))
     return ctypes.CDLL(path)
+
+
+class Watched:
+    """A .cu file's functions. What the emulator finds in a call ends it, as a KernelError, what it counts is kept. What
+    depends on the order of the threads differs from one call to the next."""
+
+    def __init__(self, emulated):
+        self._emulated = emulated
+
+    def __getattr__(self, name):
+        function = getattr(self._emulated, name)
+
+        def call(*arguments):
+            global seen
+            from minigpt import emulator
+
+            order = next(orders)
+            with emulator.watch(warps=order, blocks=order, timeout=SECONDS) as report:
+                function(*arguments)
+            seen = {what: [dataclasses.asdict(x) for x in getattr(report, what)] for what in ("kernels", "lines")}
+            if report.findings:
+                raise emulator.KernelError(report.findings)
+        return call
 
 
 def as_c(x):

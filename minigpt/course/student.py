@@ -27,6 +27,7 @@ class Student:
         """sanitized: C++ is compiled and run with the sanitizers, see sanitizers.py."""
         self.assignment, self.isolation = assignment, isolation
         self.broken = None                # why the submission cannot be imported, once that is known
+        self.seen = None                  # what the emulator counted in the latest call, if that was of CUDA kernels
         self._unbuilt = {}                # why sources could not be compiled
         self._sanitizers = sanitizers.environment(assignment.memory_mb) if sanitized else None
         self._process = None
@@ -53,6 +54,7 @@ class Student:
                 f"{name}: {reply['message']}{self._process.printed()}")
         if reply["changed"]:
             raise Failed(f"{name}: changed its argument {', '.join(reply['changed'])}, must leave it as it is")
+        self.seen = reply.get("seen")
         return reply["result"]
 
     def rest(self):

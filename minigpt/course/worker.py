@@ -63,7 +63,7 @@ def main():
             answer(failure(error, submission))
             continue
         changed = [key for key, x in before.items() if x.tobytes() != arguments[key].tobytes()]
-        answer({"result": result, "changed": changed})
+        answer({"result": result, "changed": changed, "seen": native.seen})
 
 
 def failure(error, submission):
@@ -77,6 +77,8 @@ def failure(error, submission):
         return {"error": "todo", "message": text + where}
     if todo := NOT_WRITTEN.search(text):                                      # a CUDA kernel's, told by the emulator
         return {"error": "todo", "message": todo[0]}
+    if hasattr(error, "findings"):                                            # the emulator's words say where
+        return {"error": "failed", "message": text}
     return {"error": "failed", "message": f"{type(error).__name__}: {text}{where}"}
 
 

@@ -191,7 +191,7 @@ def _look_at_includes(path, include):
 def _key(*parts):
     """Names a library by all that decides what is in it."""
     headers = [p.read_text(encoding="utf-8") for p in sorted((sources() / "emulator").rglob("*.[hc]*"))]
-    words = [platform.machine(), compiler(), _compiler_version(), *parts, *headers]
+    words = [platform.machine(), _compiler_version(), *parts, *headers]
     return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
 
 
