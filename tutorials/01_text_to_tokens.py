@@ -664,8 +664,9 @@ for ids in (as_text, as_special):
 #   three digits; what is frequent in the training text decides the rest, runs of spaces included.
 # - `decode(encode(text)) == text` always; `encode(decode(ids)) == ids` not always. A token may be half a character.
 #
-# What to try next: train a tokenizer on a text of your own (`Tokenizer.train`), and colour a line of it. Next comes
-# tutorial 2: what a model does with the tokens first, attention.
+# What to try next: train a tokenizer on a text of your own (`Tokenizer.train`), and colour a line of it. The
+# assignment [A5](assignments/a5_text/README.md) asks for a tokenizer, and more. Next comes
+# [attention](02_attention.ipynb), by which a model looks back at the tokens before.
 #
 # ## Papers
 #
