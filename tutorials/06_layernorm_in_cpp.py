@@ -772,7 +772,7 @@ for rung in fast.kernels["layernorm_backward"]:
 #   bytes.
 # - A shared sum needs parts of its own for each chunk of rows, and chunks that do not depend on the number of threads.
 #
-# Next: tutorial 7, where arithmetic is the limit.
+# Next: [7](07_matmul.ipynb), where arithmetic is the limit.
 #
 # ## Papers
 #
