@@ -66,7 +66,8 @@ def emulated(folder, source, sanitized, made, words):
     try:
         return emulator.build(os.path.join(folder, source), checked=True, include=[folder])
     except NotCompiled as error:
-        words.write(str(error).replace(f"{folder}/", "").encode())
+        own, _, _ = str(error).partition("\n\nAll that the compiler says:")        # of launches, templates in templates
+        words.write(own.replace(f"{folder}/", "").encode())
         raise subprocess.CalledProcessError(1, source) from None
 
 

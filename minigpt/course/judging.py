@@ -58,7 +58,8 @@ def near(name, output, got, expected, tolerance=1e-9):
     allowed = tolerance * np.abs(expected).max() + np.finfo(expected.dtype).tiny
     if not error[worst] <= allowed:
         where = f"[{', '.join(map(str, worst))}]" if worst else ""
-        raise Failed(f"{name}: {output}{where} is {got[worst]:.9g}, expected {expected[worst]:.9g} +- {allowed:.1g}")
+        within = f" +- {allowed:.1g}" if tolerance else ""
+        raise Failed(f"{name}: {output}{where} is {got[worst]:.9g}, expected {expected[worst]:.9g}{within}")
 
 
 def plain(x):

@@ -24,7 +24,7 @@ import pytest
 from ..files.atomic import atomic_write
 from . import builder, native
 from .assignment import Assignment
-from .process import CannotStart, Failed, Todo
+from .process import CannotStart, Failed, NotCompiled, Todo
 from .student import Student
 
 MESSAGE = 4000                            # characters of a message that are kept
@@ -147,6 +147,12 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.get_closest_marker("task").args[0])
 
 
+def printed(item):
+    """What the student's function printed when it was last called."""
+    adapters = item.funcargs.get("adapters")
+    return adapters.student.printed() if isinstance(adapters, Adapters) else ""
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """One result per test: the call's, or that of a fixture that failed before it."""
@@ -160,8 +166,10 @@ def pytest_runtest_makereport(item, call):
         error = call.excinfo.value
         status = "todo" if isinstance(error, (Todo, NotImplementedError)) else "failed"
         message = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
-        if status == "failed" and "look" in mark.kwargs:
+        if status == "failed" and "look" in mark.kwargs and not isinstance(error, NotCompiled):
             message += f"\nLook at: {mark.kwargs['look']}"
+        if status == "failed" and "It printed:" not in message:
+            message += printed(item)
         if isinstance(error, Failed) and not item.config.getoption("--debug-here"):
             report.longrepr = message                                         # in words, not as a traceback of ours
     points = mark.kwargs["points"]

@@ -18,12 +18,17 @@ from . import jail, sanitizers, wire, worker
 
 HERE = Path(__file__).parent
 OUTPUT_READ, OUTPUT_SHOWN = 2**18, 1000   # characters of what it printed
+LINES_SHOWN = 20
 PATIENCE = 5                              # seconds are of the processor; the clock may show so many times more
 THROWN = re.compile(r"^terminate called after throwing an instance of '(.*)'(?:\n +what\(\): +(.*))?", re.MULTILINE)
 
 
 class Failed(AssertionError):
     """The student's function gave no answer that can be compared; says why, for the student."""
+
+
+class NotCompiled(Failed):
+    """There is no function to call: its source does not compile."""
 
 
 class CannotStart(Exception):
@@ -75,6 +80,7 @@ class Process:
     def ask(self, request, what):
         """Sends a request and waits for its reply, a dictionary. Failed if none comes; then the process has ended."""
         self._began = time.monotonic(), processor_seconds(self._process.pid)
+        self._printed_before = os.fstat(self._output.fileno()).st_size
         try:
             while request:
                 self._wait(self._requests, writing=True)
@@ -128,13 +134,14 @@ class Process:
         return b"".join(parts)
 
     def _output_text(self):
-        self._output.seek(0)
-        return self._output.read(OUTPUT_READ).decode(errors="replace")
+        return os.pread(self._output.fileno(), OUTPUT_READ, self._printed_before).decode(errors="replace")
 
     def printed(self):
-        """What it wrote to the terminal, to be shown with what went wrong."""
+        """What it wrote to the terminal since it was asked, to be shown with what went wrong."""
         text = self._output_text()
-        return f"\nIt printed:\n{text[:OUTPUT_SHOWN]}" if text.strip() else ""
+        lines = text[:OUTPUT_SHOWN].splitlines()[:LINES_SHOWN]
+        more = "\n..." * (len("\n".join(lines)) < len(text.rstrip()))
+        return "\nIt printed:\n" + "\n".join(lines) + more if text.strip() else ""
 
 
 def processor_seconds(pid):

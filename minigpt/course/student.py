@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from . import layout, sanitizers, wire
-from .process import PATIENCE, Failed, Process, Todo
+from .process import PATIENCE, Failed, NotCompiled, Process, Todo
 
 HERE = Path(__file__).parent
 
@@ -48,7 +48,7 @@ class Student:
     def call(self, name, **arguments):
         """Calls adapters.<name> in the student's process -> what it returned."""
         while "build" in (reply := self._ask(name, arguments)):
-            self._build(reply["build"], name)
+            self._build(reply["build"])
         if "error" in reply:
             raise (Todo if reply["error"] == "todo" else Failed)(
                 f"{name}: {reply['message']}{self._process.printed()}")
@@ -56,6 +56,10 @@ class Student:
             raise Failed(f"{name}: changed its argument {', '.join(reply['changed'])}, must leave it as it is")
         self.seen = reply.get("seen")
         return reply["result"]
+
+    def printed(self):
+        """What the student's process wrote to the terminal in the latest call."""
+        return self._process.printed() if self._process else ""
 
     def rest(self):
         """Ends the process; the next call starts one."""
@@ -87,18 +91,18 @@ class Student:
         config = layout.configuration(self._scratch.name, self.isolation, self.assignment, does, total, environment)
         return Process(config, f"{self._scratch.name}/tmp", seconds, self._deadline)
 
-    def _build(self, source, name):
+    def _build(self, source):
         """Compiles a source; the library appears beside it, where the student's process sees it."""
         if source not in self._unbuilt:
             self._unbuilt[source] = self._built(source)
             if not self._unbuilt[source]:
                 return
-        raise Failed(f"{name}: {self._unbuilt[source] or f'{source} was compiled, and is not there'}")
+        raise NotCompiled(self._unbuilt[source] or f"{source} was compiled, and is not there")
 
     def _built(self, source):
         """Compiles it -> why that could not be done, or ""."""
         if source not in self.assignment.sources:
-            return f"needs {source!r}, which is no source of this assignment"
+            return f"adapters.py needs {source!r}, which is no source of this assignment"
         builder = self._new("builder", self.assignment.build_seconds, self.assignment.build_seconds)
         try:
             builder.ask(b"", "starting the compiler: ")

@@ -12,8 +12,6 @@ from minigpt.course.kernels import moves, no_bank_conflicts, registers_only
 from minigpt.ops import numpy_ops as spec
 from minigpt.ops.cases import numbers, parameters
 
-FLOAT = 4                                 # bytes
-
 
 def exactly(adapters, name, expected, **arguments):
     for _ in range(2):
@@ -54,9 +52,9 @@ def test_residual_add(adapters, rng):
 
 @pytest.mark.task("1.1", points=1, look="which numbers the 32 threads of a warp take at the same time")
 def test_residual_add_is_coalesced(adapters, rng):
-    n = 2048
-    moves(adapters, "residual_add", 3 * n * FLOAT, "a and b read once, y written once", a=numbers(rng, n),
-          b=numbers(rng, n))
+    a, b = numbers(rng, 2048), numbers(rng, 2048)
+    exactly(adapters, "residual_add", a + b, a=a, b=b)
+    moves(adapters, 3 * a.nbytes, "a and b read once, y written once")
 
 
 @pytest.mark.task("1.2", points=2, look="rows and columns: which index is whose, in x, in the tile and in y")
@@ -67,7 +65,9 @@ def test_transpose(adapters, rng):
 
 @pytest.mark.task("1.2", points=2, look="threadIdx.x should run along the rows of x, and along the rows of y")
 def test_transpose_is_coalesced(adapters, rng):
-    moves(adapters, "transpose", 2 * 64 * 96 * FLOAT, "x read once, y written once", x=numbers(rng, 64, 96))
+    x = numbers(rng, 64, 96)
+    exactly(adapters, "transpose", x.T.copy(), x=x)
+    moves(adapters, 2 * x.nbytes, "x read once, y written once")
 
 
 @pytest.mark.task("2.1", points=4, look="a barrier in every round: what one thread wrote another reads")
@@ -82,7 +82,8 @@ def test_row_sums_in_a_warp(adapters, rng):
 
 @pytest.mark.task("2.2", points=1, look="shuffles exchange registers: no __shared__, no __syncthreads()")
 def test_row_sums_in_registers(adapters, rng):
-    registers_only(adapters, "row_sums_warp", x=numbers(rng, 8, 64))
+    sums(adapters, "row_sums_warp", numbers(rng, 8, 64))
+    registers_only(adapters)
 
 
 @pytest.mark.task("3.1", points=4, look="mean and variance are those of a row; eps is added to the variance")
@@ -92,8 +93,9 @@ def test_layernorm_forward(adapters, rng):
 
 @pytest.mark.task("3.1", points=3, look="keep the row, in shared memory or in registers, between the passes")
 def test_layernorm_reads_x_once(adapters, rng):
-    moves(adapters, "layernorm_forward", 4 * 8 * 512 * FLOAT, "for every row x, weight and bias read once, y written "
-          "once", **norm(rng, 8, 512))
+    given = norm(rng, 8, 512)
+    agrees(adapters, "layernorm_forward", **given)
+    moves(adapters, 4 * given["x"].nbytes, "for every row x, weight and bias read once, y written once")
 
 
 @pytest.mark.task("3.2", points=4, look="the two sums over the row, and what each is multiplied with")
@@ -124,7 +126,8 @@ def test_tiled_attention_of_one_tile(adapters, rng):
 
 @pytest.mark.task("4.2", points=3, look="how far apart the lanes' addresses in shared memory are: 32 words is one bank")
 def test_tiled_attention_has_no_bank_conflicts(adapters, rng):
-    no_bank_conflicts(adapters, "attention_tiled", causal=False, **qkv(rng, 1, 1, 64))
+    agrees(adapters, "attention_tiled", "attention_forward", causal=False, **qkv(rng, 1, 1, 64))
+    no_bank_conflicts(adapters)
 
 
 @pytest.mark.task("4.3", points=5, look="p from lse, ds from delta; which of dk and dv has the scale")
