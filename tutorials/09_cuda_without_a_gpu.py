@@ -544,11 +544,12 @@ plt.show()
 # words of one bank are wanted, it takes $k$ turns. (Lanes that want the *same* word share it.)
 #
 # The classical accident: a tile of 32 x 32 floats of which a warp reads a column. Element $(r, c)$ is at $32 r + c$,
-# and its bank is $c$, whatever $r$ is. **Predict:** how many turns does such a read take? And if rows are 33 words
-# long?
+# and its bank is $c$, whatever $r$ is. One way out is rows of 33 words, the last of them unused.
 #
 # A second way out costs no memory: a *swizzle*. Column $c$ of row $r$ is kept at place $c \oplus r$ of its row, where
 # $\oplus$ is the exclusive or of the bits, in C `^`. For a given $c$, all 32 rows give different $c \oplus r$.
+#
+# **Predict:** how many turns does a warp take to read a column of the plain tile? Of one with rows of 33 words?
 
 # %%
 COLUMN = """
@@ -755,7 +756,7 @@ for name, launcher, arguments in (("add", kernels.run_add, (x, y, z, 1000)),
 print({name: round(value, 3) for name, value in intensity.items()})
 
 # %%
-at = np.logspace(-2, 4, 200)
+at = np.logspace(-3, 4, 200)
 for (name, (bandwidth, float32, tensor)), colour in zip(GPUS.items(), (BLUE, GREEN, ORANGE), strict=True):
     plt.loglog(at, np.minimum(float32, at * bandwidth) / 1e12, color=colour, label=f"{name}, float32")
     plt.loglog(at, np.minimum(tensor, at * bandwidth) / 1e12, "--", color=colour, linewidth=1)
@@ -823,7 +824,7 @@ print(report)
 # - Atomic additions are correct and come in any order: the same numbers give several sums.
 # - Below 20 FLOPs a byte, an H100's memory sets the speed in float32: `add` has a twelfth of one.
 #
-# Next: layernorm and attention as CUDA kernels, from the simplest to the tensor cores.
+# Next: [layernorm and FlashAttention in CUDA](10_cuda_kernels.ipynb), from the simplest kernel to the tensor cores.
 #
 # ## Papers
 #

@@ -165,11 +165,12 @@ def check_cpp(text, call, *cases, tolerance=1e-5):
 
 
 def cuda(code):
-    """CUDA in a string, compiled for the emulator: the launchers in it, functions that are `extern "C"`."""
+    """CUDA in a string, compiled for the emulator: the launchers in it, functions that are `extern "C"`. #include finds
+    csrc/cuda."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cu")
         path.write_text(code.lstrip("\n"), encoding="utf-8")
-        return emulator.compile(path)
+        return emulator.compile(path, include=[here("../csrc/cuda").resolve()])
 
 
 def count(report, what, **of):
