@@ -64,7 +64,7 @@ def test_solutions_earn_all_points(folder):
     tests, problem = grade.run_tests(assignment)
     assert not problem
     assert all(t["status"] == "passed" for t in tests), grade.table(assignment, tests)
-    assert sum(t["points"] for t in tests) == grade.total(assignment) == 100
+    assert sum(t["points"] for t in tests) == grade.total(assignment) == 100 - assignment.by_hand
     assert set(by_task(tests)) == set(assignment.tasks)
     for task in assignment.tasks:                     # every task can be seen, and none can be passed by that alone
         assert {t["visibility"] for t in tests if t["task"] == task} == {"visible", "hidden"}, task
@@ -81,7 +81,7 @@ def test_students_get_no_solution_and_no_points(folder, tmp_path):
     handed_out = {line.strip() for path in released.rglob("student/*.*") for line in path.read_text().splitlines()}
     assert lines and not lines & handed_out
     tests, problem = grade.run_tests(assignment, released)
-    assert not problem and sum(t["max"] for t in tests) == 100
+    assert not problem and sum(t["max"] for t in tests) == 100 - assignment.by_hand
     for t in tests:
         assert t["points"] == 0 and t["status"] == "todo" and f"task {t['task']} is not written yet" in t["message"], t
     assert (released.parent / f"{assignment.id}.zip").exists()

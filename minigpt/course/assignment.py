@@ -10,7 +10,8 @@ try:
 except ImportError:                       # Python 3.10
     import tomli as tomllib
 
-SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".md")     # what students write
+SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".md")     # what students write ...
+RESULTS = (".json", ".png")               # ... and what their programs do
 
 
 @dataclasses.dataclass
@@ -25,6 +26,7 @@ class Assignment:
     files: list
     tasks: dict
     given: list = dataclasses.field(default_factory=list)
+    by_hand: int = 0                      # points that a person gives, on top of those of the tests: for a write-up
     seconds: int = 10                     # for one call of a student's function
     build_seconds: int = 20               # for each of the compiler's programs, for one source
     total_seconds: int = 120              # for a whole submission
@@ -59,7 +61,7 @@ class Assignment:
         path = PurePosixPath(name)
         return name not in self.given and (name == "adapters.py" or (
             path.parts[:1] == ("student",) and len(path.parts) > 1 and ".." not in path.parts and
-            path.suffix in SOURCES))
+            path.suffix in SOURCES + RESULTS))
 
     def submission(self, folder) -> list:
         """The names of the files in `folder` that belong to a submission."""

@@ -146,7 +146,8 @@ def row(assignment, record):
     by_task = {f"task {task}": sum(t["points"] for t in record["tests"] if t["task"] == task)
                for task in assignment.tasks}
     lost = [f"{t['task']}: {first_line(t['message'])}" for t in record["tests"] if t["status"] == "failed"]
-    return {"student": record["student"], "score": record["score"], "max": record["max"], **by_task,
+    by_hand = {f"by hand, of {assignment.by_hand}": ""} if assignment.by_hand else {}
+    return {"student": record["student"], "score": record["score"], "max": record["max"], **by_hand, **by_task,
             "seconds": record["seconds"], "problem": first_line(record["problem"]),
             "notes": " | ".join(dict.fromkeys(lost))[:1000]}
 
@@ -180,6 +181,8 @@ def table(assignment, tests, width=100) -> str:
                 messages.setdefault(t["message"], []).append(f"task {task}, {t['test']}")
     score, most = sum(t["points"] for t in tests), sum(t["max"] for t in tests)
     lines.append(f"{'':6}{score:4} /{most:3}  points in the tests that were run")
+    if assignment.by_hand:
+        lines.append(f"{assignment.by_hand:15}  more are given by hand")
     for message, where in messages.items():
         more = f" (and {len(where) - 1} more tests)" if len(where) > 1 else ""
         lines += ["", where[0] + more, *(f"  {line}" for line in message.splitlines())]

@@ -48,8 +48,9 @@ def autograder(assignment, out) -> Path:
 def results(assignment, tests, problem, seconds):
     """The dictionary of results.json."""
     visibility = {"visible": "visible", "hidden": "after_published"}
+    by_hand = f"{assignment.by_hand} more points are given by hand." if assignment.by_hand else ""
     return {
-        "output": clean(problem),
+        "output": clean("\n".join(filter(None, (problem, by_hand)))),
         "execution_time": round(seconds),
         "stdout_visibility": "hidden",
         "tests": [{

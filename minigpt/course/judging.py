@@ -55,7 +55,7 @@ def near(name, output, got, expected, tolerance=1e-9):
         return
     error = np.where(np.isfinite(got), np.abs(got - expected), np.inf)
     worst = np.unravel_index(error.argmax(), error.shape)
-    allowed = tolerance * np.abs(expected).max() + np.finfo(expected.dtype).tiny
+    allowed = tolerance * np.abs(expected).max() + np.finfo(np.float64).tiny
     if not error[worst] <= allowed:
         where = f"[{', '.join(map(str, worst))}]" if worst else ""
         within = f" +- {allowed:.1g}" if tolerance else ""
