@@ -228,7 +228,7 @@ def source(what, begin=None, end=None):
         lines, first = lines[start:stop + 1], start + 1
     title, text = f"{path.relative_to(here('..').resolve()).as_posix()}, line {first}", "".join(lines).rstrip()
     if "IPython" in sys.modules and sys.modules["IPython"].get_ipython():     # a notebook: in colour
-        sys.modules["IPython"].display.display_markdown(f"*{title}*\n```{LANGUAGE[path.suffix]}\n{text}\n```", raw=True)
+        sys.modules["IPython"].display.display_markdown(f"`{title}`\n```{LANGUAGE[path.suffix]}\n{text}\n```", raw=True)
     else:
         print(f"# {title}\n{text}")
 
