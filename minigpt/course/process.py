@@ -28,7 +28,7 @@ class Failed(AssertionError):
 
 
 class NotCompiled(Failed):
-    """There is no function to call: its source does not compile."""
+    """There is no function to call: its source does not compile, or the files cannot be imported."""
 
 
 class CannotStart(Exception):

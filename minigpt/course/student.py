@@ -83,9 +83,9 @@ class Student:
                 raise (Todo if reply["error"] == "todo" else Failed)(
                     f"importing your files: {reply['message']}{self._process.printed()}")
         except Failed as error:
-            self.broken = error
+            self.broken = error if isinstance(error, Todo) else NotCompiled(str(error))
             self._process.stop()
-            raise
+            raise self.broken from None
 
     def _new(self, does, seconds, total, environment=None):
         config = layout.configuration(self._scratch.name, self.isolation, self.assignment, does, total, environment)

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -152,7 +151,8 @@ def main():
     parser.add_argument("--list", action="store_true", help="the arms")
     args = parser.parse_args()
     if args.list or not args.arms:
-        sys.exit("\n".join(f"{arm:22}{function.__doc__}" for arm, function in ARMS.items()))
+        print("\n".join(f"{arm:22}{function.__doc__}" for arm, function in ARMS.items()))
+        return
     for arm in args.arms:
         if arm not in ARMS:
             parser.error(f"there is no arm {arm!r}, there are {', '.join(ARMS)}")
