@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from lesson import BLUE, GREEN, GREY, attention_map, case, check, here, seconds, source
 
-from minigpt import GPT, ModelConfig, Tokenizer, ops
+from minigpt import GPT, ModelConfig, TextDataset, Tokenizer, ops
 from minigpt.ops import numpy_ops
 
 rng = np.random.default_rng(0)
@@ -414,8 +414,9 @@ print("shuffled inputs give the shuffled outputs:", np.allclose(mix(x[order]), m
 
 # %%
 text = here("data/shakespeare.txt").read_text(encoding="utf-8")
-unseen = np.array(tokenizer.encode(text[len(text) * 9 // 10:]))[:16 * 128 + 1]
-inputs, targets = unseen[:-1].reshape(16, 128), unseen[1:].reshape(16, 128)
+_, unseen = TextDataset.from_tokens(tokenizer.encode(text), 129).split(0.1)                # the last tenth
+blocks = np.array([unseen[n] for n in range(16)])                     # (16, 129)
+inputs, targets = blocks[:, :-1], blocks[:, 1:]                       # (16, 128) each
 wpe = P["wpe"].copy()
 tables = {"as trained": wpe, "no positions": np.zeros_like(wpe), "shuffled": rng.permutation(wpe)}
 for name, table in tables.items():
@@ -628,9 +629,9 @@ if why_not:
 # - Attention alone does not see the order; positions are added. In the trained model a few heads are specialists, and
 #   most can be cut out singly almost without harm.
 #
-# What to try next: another passage in section 4, with names of your own, and the heads' picture again. Tutorial 3 puts
-# attention into its place: the whole GPT. The assignment [A1](assignments/a1_ops/README.md) asks for these operations
-# with their gradients.
+# What to try next: another passage in section 4, with names of your own, and the heads' picture again. Then
+# [the whole GPT](03_gpt_forward.ipynb), in which attention has its place. The assignment
+# [A1](assignments/a1_ops/README.md) asks for these operations with their gradients.
 #
 # ## Papers
 #
