@@ -6,7 +6,7 @@
 # or its arithmetic sets its speed.
 #
 # **Needs:** a laptop with a C++ compiler (`g++` or `clang++`), no GPU; a little C: loops, arrays, pointers.
-# **Before:** no tutorial in particular.  **Time:** about 90 minutes
+# **Before:** nothing; [6](06_layernorm_in_cpp.ipynb) helps with the roofline.  **Time:** about 90 minutes
 #
 # A processor core of a laptop works on one or two threads at a time. An H100, the GPU that many language models were
 # trained on, has 132 processors, and each keeps 2048 threads at hand: 132 · 2048 = 270,336 threads in flight. CUDA is
@@ -518,6 +518,7 @@ for name, hand in (("by_threads", 2 * 256 * 32), ("by_warps", 64 * 8 * 4)):
     sectors = count(report, "sectors", kind="read")
     print(f"{name:10} error {np.abs(sums - matrix.sum(1)).max():.1e}; sectors by hand {hand:5}, counted {sectors:5}, "
           f"ratio {sectors / hand}")
+    print(*report.advice[:1])
 
 # %%
 fig, panels = plt.subplots(1, 2, sharey=True, figsize=(8, 3.2))
@@ -531,7 +532,8 @@ panels[0].set_ylabel("row of x"), panels[0].invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# One colour is one read. On the left it is a column of single numbers, 32 sectors; on the right a stretch of 32
+# What wastes something, the report puts into words; it does so at its end, under *What is slow*. In the picture, one
+# colour is one read. On the left it is a column of single numbers, 32 sectors; on the right a stretch of 32
 # neighbours, 4 sectors. The same numbers are added up by both.
 #
 # (A GPU has caches, and the eight numbers of a sector may be found there by the seven reads that follow. But 270,336
@@ -715,8 +717,8 @@ for shared, colour in ((0, BLUE), (16 * 1024, ORANGE), (54 * 1024, RED)):
              label=f"{shared // 1024} KB of shared memory")
 plt.xlabel("registers a thread"), plt.ylabel("occupancy (%)"), plt.ylim(0, 105), plt.legend()
 plt.title("Blocks of 128 threads on an H100")
-plt.show()
 print("attention's tiled kernel, 128 threads, 168 registers, 54 KB:", occupancy(128, 168, 54 * 1024))
+plt.show()
 
 # %% [markdown]
 # Steps, since only whole blocks fit. A kernel with few threads at hand is not lost: those may have more work under way
@@ -742,18 +744,20 @@ for name, (bandwidth, float32, tensor) in GPUS.items():
           f"{tensor / bandwidth:5.1f} on tensor cores")
 
 # %% [markdown]
-# Now our kernels, first by hand: `add` does 1 FLOP for 12 bytes. The row sums do 1 for each 4 bytes that they *need*;
-# by threads, 32 bytes are moved for it. A product of two 4096 x 4096 matrices that reads and writes each of them once
-# does $2 \cdot 4096^3$ FLOPs for $3 \cdot 4 \cdot 4096^2$ bytes. The report says the same of those that have run.
+# Now our kernels, first by hand. `add`: one FLOP and 12 bytes a number. The row sums: one FLOP a number; by warps also
+# five in each of the 32 lanes for the butterfly; the bytes we have counted above. A product of two 4096 x 4096 matrices
+# that reads and writes each of them once: $2 \cdot 4096^3$ FLOPs for $3 \cdot 4 \cdot 4096^2$ bytes.
 
 # %%
 intensity = {"matrix product": 2 * 4096**3 / (3 * 4 * 4096**2)}
-for name, launcher, arguments in (("add", kernels.run_add, (x, y, z, 1000)),
-                                  ("row sums by threads", row_sums.by_threads, (matrix, sums, 64, 256)),
-                                  ("row sums by warps", row_sums.by_warps, (matrix, sums, 64, 256))):
+runs = {"add": (kernels.run_add, (x, y, z, 1000), 1000),
+        "row sums by threads": (row_sums.by_threads, (matrix, sums, 64, 256), 64 * 256),
+        "row sums by warps": (row_sums.by_warps, (matrix, sums, 64, 256), 64 * (256 + 5 * 32))}
+for name, (launcher, arguments, flops) in runs.items():
     report = emulator.run(launcher, *arguments)
-    intensity[name] = sum(kernel.flops for kernel in report.kernels) / (32 * count(report, "sectors", space="global"))
-print({name: round(value, 3) for name, value in intensity.items()})
+    intensity[name] = flops / (32 * count(report, "sectors", space="global"))
+    print(f"{name:20} FLOPs by hand {flops:5}, counted {report.kernels[0].flops:5}; "
+          f"{intensity[name]:.3f} FLOPs a byte moved")
 
 # %%
 at = np.logspace(-3, 4, 200)
@@ -769,8 +773,6 @@ plt.title("Rooflines (dashed: tensor cores), and where our kernels stand on that
 plt.show()
 
 # %% [markdown]
-# (By warps the row sums do more than one addition for 4 bytes: each of the 32 lanes adds in the butterfly.)
-#
 # `add`, and most of what a GPT does beside its matrix products, is far to the left: there only fewer bytes help. A
 # wasted sector moves a kernel to the left, down along the roof.
 #
