@@ -56,13 +56,15 @@ def plain(folder, source, sanitized, made, words):
 
 
 def emulated(folder, source, sanitized, made, words):
-    """Its own checks take the sanitizers' place. The emulator's runtime was compiled before, by who started us."""
-    os.environ["XDG_CACHE_HOME"] = made
+    """Its own checks take the sanitizers' place. In a jail the emulator's runtime lies there, compiled by who started
+    us; with --debug-here the emulator's own cache has it."""
     from minigpt.emulator import CompileError as NotCompiled
     from minigpt.emulator import build as emulator
 
-    for path in emulator.sources().parent.glob("runtime/*"):
-        shutil.copy(path, emulator.cache_folder())
+    if (runtime := emulator.sources().parent / "runtime").is_dir():
+        os.environ["XDG_CACHE_HOME"] = made
+        for path in runtime.iterdir():
+            shutil.copy(path, emulator.cache_folder())
     try:
         return emulator.build(os.path.join(folder, source), checked=True, include=[folder])
     except NotCompiled as error:

@@ -22,6 +22,10 @@ apt-get update -y
 apt-get install -y python3 python3-pip
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install {bundle.REQUIREMENTS}
 """
+COMPILER = "apt-get install -y g++\n"
+EMULATOR = """cd "$(dirname "$0")"            # its runtime is compiled now, and not again for every submission
+python3 -c "from minigpt.emulator import build; build.runtime()"
+"""
 RUN = """#!/usr/bin/env bash
 # Runs for every submission. What follows the first line can only make the results better.
 here=$(cd "$(dirname "$0")" && pwd)
@@ -39,7 +43,9 @@ def autograder(assignment, out) -> Path:
     Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         bundle.write(assignment, Path(folder))
-        for name, text in (("setup.sh", SETUP), ("run_autograder", RUN)):
+        kinds = {Path(name).suffix for name in assignment.sources}
+        setup = SETUP + COMPILER * bool(kinds) + EMULATOR * (".cu" in kinds)
+        for name, text in (("setup.sh", setup), ("run_autograder", RUN)):
             (Path(folder) / name).write_text(text)
             (Path(folder) / name).chmod(0o755)
         return release.pack(Path(folder), Path(out) / f"{assignment.id}_gradescope.zip")
