@@ -49,13 +49,15 @@ def equals(name, got, expected, of=""):
 
 def near(name, output, got, expected, tolerance=1e-9):
     """Failed, naming the worst element, unless `got` is `expected`, an array, to within `tolerance` of its largest
-    element. For float64, which rounds at 1e-16: what differs by more is another formula."""
+    finite element. For float64, which rounds at 1e-16: what differs by more is another formula."""
     same_form(name, output, got, expected.shape, expected.dtype)
     if not expected.size:
         return
-    error = np.where(np.isfinite(got), np.abs(got - expected), np.inf)
+    difference = np.subtract(got, expected, where=got != expected, out=np.zeros_like(got))    # infinities may be equal
+    error = np.where(np.isfinite(difference), np.abs(difference), np.inf)
     worst = np.unravel_index(error.argmax(), error.shape)
-    allowed = tolerance * np.abs(expected).max() + np.finfo(np.float64).tiny
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
+    allowed = tolerance * largest + np.finfo(np.float64).tiny
     if not error[worst] <= allowed:
         where = f"[{', '.join(map(str, worst))}]" if worst else ""
         within = f" +- {allowed:.1g}" if tolerance else ""
@@ -93,3 +95,13 @@ def same_form(name, output, got, shape, dtype):
 def shapes(arguments):
     return ", ".join(f"{name} {x.shape}" if isinstance(x, np.ndarray) else f"{name}={x}"
                      for name, x in arguments.items())
+
+
+def writes_all(adapters, name, /, **arguments):
+    """Failed unless every element of what adapters.<name> returns is a number."""
+    results = getattr(adapters, name)(**arguments)
+    for i, x in enumerate(results if isinstance(results, (tuple, list)) else (results,)):
+        if not np.isfinite(x).all():
+            where = ", ".join(map(str, np.argwhere(~np.isfinite(x))[0]))
+            raise Failed(f"{name}: result {i} is not written everywhere, or no number: element [{where}] "
+                         f"(arguments: {shapes(arguments)})")
