@@ -109,7 +109,7 @@ class Process:
         if thrown and (todo := worker.NOT_WRITTEN.search(thrown[0])):
             raise Todo(what + todo[0])
         if thrown:
-            raise Failed(f"{what}threw {': '.join(filter(None, thrown.groups()))}")
+            raise Failed(f"{what}threw {': '.join(dict.fromkeys(filter(None, thrown.groups())))}")
         raise Failed(what + (sanitizers.finding(text) or f"{ending(code)}{self.printed()}"))
 
     def _wait(self, fd, writing=False):

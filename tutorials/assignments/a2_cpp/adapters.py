@@ -83,7 +83,7 @@ def attention_forward_tiled(q, k, v, causal=True):
 
 def attention_forward_tiled_in_little_memory(q, k, v, causal=True):
     """The same where memory ends 2 MB above what the arguments and results take."""
-    attention_forward_tiled(q[:, :, :1].copy(), k[:, :, :1].copy(), v[:, :, :1].copy())        # the library is there now
+    attention_forward_tiled(q[:, :, :1].copy(), k[:, :, :1].copy(), v[:, :, :1].copy())       # the library is there now
     out, lse = unwritten(*q.shape), unwritten(*q.shape[:-1])
     with at_most(2 * 2**20):
         online.attention_forward_tiled(q, k, v, *sizes(q, k), causal, out, lse)

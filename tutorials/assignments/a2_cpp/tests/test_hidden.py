@@ -24,7 +24,8 @@ def test_layernorm_of_small_rows(adapters, rng):
     agrees(adapters, "layernorm_forward", x=x, weight=parameters(rng, 33), bias=parameters(rng, 33), eps=1e-3)
 
 
-@pytest.mark.task("1.2", points=8, look="x of one row, of many rows, and C that is no power of two", visibility="hidden")
+@pytest.mark.task("1.2", points=8, look="x of one row, of many rows, and C that is no power of two",
+                  visibility="hidden")
 def test_layernorm_backward_other_shapes(adapters, rng):
     for shape in ((1, 7), (300, 3), (3, 129), (2, 3, 2, 17)):
         agrees(adapters, "layernorm_backward", **norm_backward(rng, *shape))
@@ -48,7 +49,8 @@ def test_attention_backward_other_shapes(adapters, rng):
         agrees(adapters, "attention_backward", **backward(rng, *sizes, causal=causal))
 
 
-@pytest.mark.task("3.1", points=4, look="rows that see none of the keys, before or after others came", visibility="hidden")
+@pytest.mark.task("3.1", points=4, look="rows that see none of the keys, before or after others came",
+                  visibility="hidden")
 def test_a_tile_on_the_diagonal(adapters, rng):
     for diagonal in (-3, 0, 2):
         for first in (True, False):
@@ -61,13 +63,14 @@ def test_tiles_of_odd_sizes(adapters, rng):
         agrees(adapters, "attention_by_tiles", "attention_forward", causal=causal, **qkv(rng, *sizes))
 
 
-@pytest.mark.task("3.2", points=4, look="tiles that are cut off: by the end, and by the mask", visibility="hidden")
+@pytest.mark.task("4.1", points=4, look="tiles that are cut off: by the end, and by the mask", visibility="hidden")
 def test_tiled_attention_of_ragged_sizes(adapters, rng):
     for causal, sizes in ((False, (1, 1, 65, 129, 8)), (True, (1, 2, 70, 131, 8)), (True, (1, 1, 1, 200, 4))):
         agrees(adapters, "attention_forward_tiled", "attention_forward", causal=causal, **qkv(rng, *sizes))
 
 
-@pytest.mark.task("3.2", points=4, look="memory: an array with an element for every key has no room", visibility="hidden")
+@pytest.mark.task("4.1", points=4, look="memory: an array with an element for every key has no room",
+                  visibility="hidden")
 def test_tiled_attention_in_little_memory(adapters, rng):
     name, T = "attention_forward_tiled_in_little_memory", 2**21               # the scores of one query take 8 MB
     given = {key: rng.normal(0.5, 1, (1, 1, n, 1)).astype(np.float32) for key, n in zip("qkv", (2, T, T), strict=True)}
@@ -78,7 +81,7 @@ def test_tiled_attention_in_little_memory(adapters, rng):
         raise Failed(f"{name}: the results for {T} keys are wrong")
 
 
-@pytest.mark.task("4.1", points=3, look="the bounds of your loops, at the end of the last row", visibility="hidden")
+@pytest.mark.task("5.1", points=3, look="the bounds of your loops, at the end of the last row", visibility="hidden")
 def test_layernorm_stays_inside_other_shapes(sanitized, rng):
     for shape in ((1, 1), (2, 3), (1, 63), (65, 9)):
         writes_all(sanitized, "layernorm_forward", x=numbers(rng, *shape), weight=parameters(rng, shape[-1]),
@@ -86,7 +89,8 @@ def test_layernorm_stays_inside_other_shapes(sanitized, rng):
         writes_all(sanitized, "layernorm_backward", **norm_backward(rng, *shape))
 
 
-@pytest.mark.task("4.2", points=4, look="the bounds of your loops: the last tile's, the last head's", visibility="hidden")
+@pytest.mark.task("5.2", points=4, look="the bounds of your loops: the last tile's, the last head's",
+                  visibility="hidden")
 def test_attention_stays_inside_other_shapes(sanitized, rng):
     for causal, sizes in ((True, (1, 1, 1, 1, 1)), (True, (1, 2, 3, 17, 7)), (False, (1, 1, 63, 65, 5))):
         for name in ("attention_forward", "attention_forward_tiled", "attention_by_tiles"):

@@ -1,6 +1,6 @@
 """The tests that you have. More are run when your work is graded, of other sizes and other numbers: see README.md.
 
-Those of tasks 4.1 and 4.2 call your functions compiled with sanitizers, which watch every access to memory. They ask
+Those of tasks 5.1 and 5.2 call your functions compiled with sanitizers, which watch every access to memory. They ask
 for no right numbers, only that every element of the results is written.
 """
 
@@ -82,19 +82,19 @@ def test_one_tile(adapters, rng):
     one_tile(adapters, rng, rows=4, keys=6, D=8, diagonal=6, first=False)
 
 
-@pytest.mark.task("3.2", points=4, look="the last tiles: fewer queries, fewer keys, and diagonal")
+@pytest.mark.task("4.1", points=4, look="the last tiles: fewer queries, fewer keys, and diagonal")
 def test_tiled_attention_agrees(adapters, rng):
     agrees(adapters, "attention_forward_tiled", "attention_forward", causal=True, **qkv(rng, 1, 2, 150, 150, 16))
 
 
-@pytest.mark.task("4.1", points=2, look="the bounds of your loops, at the end of the last row")
+@pytest.mark.task("5.1", points=2, look="the bounds of your loops, at the end of the last row")
 def test_layernorm_stays_inside(sanitized, rng):
     writes_all(sanitized, "layernorm_forward", x=numbers(rng, 3, 17), weight=parameters(rng, 17),
                bias=parameters(rng, 17), eps=1e-5)
     writes_all(sanitized, "layernorm_backward", **norm_backward(rng, 3, 17))
 
 
-@pytest.mark.task("4.2", points=3, look="the bounds of your loops: the mask's, the last head's")
+@pytest.mark.task("5.2", points=3, look="the bounds of your loops: the mask's, the last head's")
 def test_attention_stays_inside(sanitized, rng):
     for name in ("attention_forward", "attention_forward_tiled"):
         writes_all(sanitized, name, causal=True, **qkv(rng, 1, 2, 17, 17, 5))
