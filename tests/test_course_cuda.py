@@ -5,12 +5,14 @@ only, and the student reads why. Plain mistakes are in the assignment's wrong.to
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from minigpt.course import grade, release, student
 from minigpt.course.assignment import Assignment
+from minigpt.emulator.launchers import signatures
 
 ROOT = Path(__file__).parent.parent
 A3 = ROOT / "tutorials" / "assignments" / "a3_cuda"
@@ -97,6 +99,23 @@ def test_a_bad_source_costs_its_tasks(what, isolation, tmp_path):
     tests, problem = grade.run_tests(Assignment.load(A3), hostile(tmp_path / "of", top=code), isolation, task="1.1")
     assert not problem and points(tests, "1.1") == (0, 5)
     assert all(said in t["message"] for t in tests), tests
+
+
+def test_what_students_get_has_the_launchers_of_the_solution(tmp_path):
+    released = release.release(A3, tmp_path)
+    for path in A3.glob("student/*.cu"):
+        solved, given = ({name: (signature.parameters, signature.returns)
+                          for name, signature in signatures(file.read_text(), file.name)[0].items()}
+                         for file in (path, released / "student" / path.name))
+        assert solved and solved == given
+
+
+@pytest.mark.parametrize("folder", ["", "my work/"])
+def test_a_submission_is_found_in_its_folder(folder, tmp_path):
+    """adapters.py is no part of it: the grader has its own."""
+    with zipfile.ZipFile(tmp_path / "of.zip", "w") as archive:
+        archive.writestr(f"{folder}student/first.cu", "// mine")
+    assert grade.files_of(tmp_path / "of.zip") == {"student/first.cu": b"// mine"}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")

@@ -102,7 +102,7 @@ def unpack(assignment, submission, folder):
 
 
 def files_of(submission) -> dict:
-    """{name: bytes} of the plain files of a sensible size, with names relative to the folder of adapters.py."""
+    """{name: bytes} of the plain files of a sensible size, with names relative to the folder of student/."""
     found = {}
     if submission.is_dir():
         for folder, _, names in os.walk(submission):                          # follows no links
@@ -114,8 +114,8 @@ def files_of(submission) -> dict:
             sizes = {info.filename: info.file_size for info in archive.infolist()[:MOST] if not info.is_dir()}
             wanted = [name for name, size in sizes.items() if size <= LARGEST and "__MACOSX" not in name]
             found = {name: functools.partial(bytes, archive.read(name)) for name in wanted}
-    roots = sorted((PurePosixPath(name).parent for name in found if PurePosixPath(name).name == "adapters.py"),
-                   key=lambda path: len(path.parts))
+    roots = sorted((path.parent for name in found for path in (PurePosixPath(name), *PurePosixPath(name).parents)
+                    if path.name in ("adapters.py", "student")), key=lambda path: len(path.parts))
     inside = {PurePosixPath(name): read for name, read in found.items()}
     root = roots[0] if roots else PurePosixPath(".")
     return {path.relative_to(root).as_posix(): read() for path, read in inside.items() if path.is_relative_to(root)}
