@@ -510,7 +510,8 @@ plt.show()
 # - A number is one piece for GPT-2. If 1234567 is frequent it becomes one token, and a model has to learn by heart
 #   what it is. Since GPT-4, a piece has at most three digits, so 1,110 tokens cover all of them: 10 + 100 + 1,000.
 # - A word may bring one sign other than a space with it (`(x`), and a line's end stays with the sign before it.
-# - GPT-4o begins a new piece where a capital follows a small letter: ` getName` is two.
+# - GPT-4o begins a new piece where a capital follows a small letter, so ` getName` is two; and it leaves a contraction
+#   with its word.
 #
 # The same on a whole file, Python again. Each number is a count of pieces, no merge has happened yet:
 

@@ -352,7 +352,7 @@ for name, T, C, H in (("our model", 128, 128, 4), ("GPT-2", 1024, 768, 12), ("lo
 
 # %% [markdown]
 # The last line is a text as long as today's models accept. Nobody stores 2 terabytes per layer: FlashAttention computes
-# the same numbers without ever having the matrix (tutorial 8).
+# the same numbers without ever having the matrix ([tutorial 8](08_flash_attention.ipynb)).
 #
 # **Predict:** the text becomes twice as long. How much longer does our `attention_weights(q, k) @ v` take, how much
 # more memory?

@@ -428,9 +428,10 @@ plt.show()
 #
 # To say whether a loss is good, compare with models of no understanding. *Uniform* gives every token 1/V. *Unigram*
 # gives each its frequency. *Bigram* looks at one token back: a table of V × V counts, as many numbers as our model has
-# parameters. And each can be written in **bits per character**, which does not depend on the tokenizer: divide by
-# log 2, and by the characters per token. It is the size to which one could compress the text with the model, so
-# gzip's may stand beside them.
+# parameters (and ten imaginary occurrences for each token, spread as the unigram says, so that no pair that never
+# occurred gets probability 0). And each can be written in **bits per character**, which does not depend on the
+# tokenizer: divide by log 2, and by the characters per token. It is the size to which one could compress the text with
+# the model, so gzip's may stand beside them.
 
 # %%
 train, test = tokens[:len(tokens) - len(unseen.tokens)], np.array(unseen.tokens)
@@ -511,7 +512,7 @@ plt.show()
 
 # %% [markdown]
 # The larger the model, the more the matrices of its layers are everything. So a good product of matrices is the first
-# thing that a fast GPT needs (tutorial 7).
+# thing that a fast GPT needs ([tutorial 7](07_matmul.ipynb)).
 
 # %% [markdown]
 # ## 9. Let it write
@@ -530,7 +531,8 @@ print(tokenizer.decode(written))
 # %% [markdown]
 # It goes in circles: what has just been said makes itself more probable. To draw from the probabilities instead gives
 # livelier text, and how to draw well is tutorial 12. There is a waste as well: for each new token all the earlier
-# places are computed again, though the mask lets them see nothing new. Tutorial 12 keeps their keys and values.
+# places are computed again, though the mask lets them see nothing new. [Tutorial 12](12_sampling.ipynb) keeps their
+# keys and values.
 
 # %% [markdown]
 # ## 10. The real lines
@@ -570,7 +572,7 @@ for name in ("numpy", "cpp"):
 # - A token costs 2 FLOPs per parameter, and 4TC a layer for attention itself.
 #
 # What to try next: the lens on a text of your own. [Assignment A1](assignments/a1_ops/README.md) asks for these
-# operations, forward and backward; tutorial 4 derives the backward pass.
+# operations, forward and backward; [the next tutorial](04_backpropagation.ipynb) derives the backward pass.
 #
 # ## Papers
 #
