@@ -71,10 +71,15 @@ def test_what_is_given_is_not_taken_from_a_submission(tmp_path):
     assert not problem and {t["status"] for t in tests} == {"todo"}, tests
 
 
-def test_points_given_by_hand_have_a_place():
-    assignment = Assignment.load(A4)
-    record = dict(student="ada", score=80, max=grade.total(assignment), tests=[], seconds=1.0, problem="")
-    row = grade.row(assignment, record)
+def test_points_given_by_hand_have_a_place(tmp_path, monkeypatch):
+    """A column to fill in, and beside the reports what is to be read. (The tests themselves are run elsewhere.)"""
+    monkeypatch.setattr(grade, "run_tests", lambda *_: ([], ""))
+    (tmp_path / "submissions" / "ada" / "student").mkdir(parents=True)
+    (tmp_path / "submissions" / "ada" / "adapters.py").write_text("")
+    (tmp_path / "submissions" / "ada" / "student" / "writeup.md").write_text("I measured")
+    row, = grade.grade_folder(Assignment.load(A4), tmp_path / "submissions", tmp_path / "grades.csv", "none", "")
     assert row["max"] == 80 and row["by hand, of 20"] == ""
-    assert "20  more are given by hand" in grade.report(assignment, record)
-    assert not [name for name in grade.row(Assignment.load(A5), record) if "by hand" in name]
+    assert (tmp_path / "grades" / "ada" / "writeup.md").read_text() == "I measured"
+    assert "20  more are given by hand" in (tmp_path / "grades" / "ada.md").read_text()
+    row, = grade.grade_folder(Assignment.load(A5), tmp_path / "submissions", tmp_path / "others.csv", "none", "")
+    assert row["max"] == 100 and not any("by hand" in name for name in row)

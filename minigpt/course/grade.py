@@ -25,6 +25,7 @@ from . import builder, release
 from .layout import PATH
 
 LARGEST, MOST = 2**20, 500                # bytes of a file, and files; no submission is larger
+WRITING = (".md", ".png")                 # what a person reads, where points are given by hand
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -53,15 +54,17 @@ def run_tests(assignment, submission=None, isolation="none", seed="", task=""):
 
 
 def grade(assignment, submission, isolation, student="", secret=""):
-    """Grades one submission, a folder or a zip -> {student, score, max, tests, seconds, problem}. Never raises because
-    of what is in it. `secret` and the student's name decide the numbers of the tests."""
+    """Grades one submission, a folder or a zip -> {student, score, max, tests, writing, seconds, problem}. Never
+    raises because of what is in it. `secret` and the student's name decide the numbers of the tests."""
     began = time.monotonic()
     seed = hashlib.sha256(f"{secret}/{student}".encode()).hexdigest()
     with tempfile.TemporaryDirectory(prefix="minigpt-grade-") as folder:
         missing, unreadable = unpack(assignment, Path(submission), Path(folder))
         tests, problem = run_tests(assignment, folder, isolation, seed)
+        writing = {path.name: path.read_bytes() for path in sorted(Path(folder, "student").rglob("*"))
+                   if assignment.by_hand and path.suffix in WRITING}
     return dict(student=student, score=sum(t["points"] for t in tests), max=total(assignment), tests=tests,
-                seconds=round(time.monotonic() - began, 2),
+                writing=writing, seconds=round(time.monotonic() - began, 2),
                 problem="; ".join(filter(None, (unreadable, missing and f"not handed in: {', '.join(missing)}",
                                                 problem))))
 
@@ -123,7 +126,7 @@ def files_of(submission) -> dict:
 
 def grade_folder(assignment, folder, out, isolation, secret, say=print):
     """Grades every folder and zip in `folder`, and writes a table with a line for each to `out`, after each. Reports
-    for the students go to <out without .csv>/<student>.md."""
+    for the students go to <out without .csv>/<student>.md, and what is to be graded by hand to a folder beside it."""
     submissions = sorted(p for p in Path(folder).iterdir() if p.is_dir() or p.suffix == ".zip")
     if not submissions:
         raise ValueError(f"course: {folder} holds no submissions (folders, or .zip files)")
@@ -135,6 +138,9 @@ def grade_folder(assignment, folder, out, isolation, secret, say=print):
         write_csv(out, rows)
         with atomic_write(reports / f"{submission.stem}.md") as file:
             file.write(report(assignment, record).encode())
+        for name, data in record["writing"].items():
+            (reports / submission.stem).mkdir(exist_ok=True)
+            (reports / submission.stem / name).write_bytes(data)
         left = (time.monotonic() - began) / number * (len(submissions) - number)
         say(f"{number}/{len(submissions)} {submission.stem}: {record['score']} of {record['max']} in "
             f"{record['seconds']} s; {left:.0f} s left")

@@ -8,6 +8,7 @@ import pytest
 from test_public import (
     SETTINGS,
     adamw_agrees,
+    as_history,
     as_tuple,
     block,
     check_results,
@@ -180,7 +181,7 @@ def test_train_on_shakespeare(adapters, rng):
     history, params = as_tuple("train", ("history", "params"), adapters.training_run(
         params=GPT(ModelConfig(**config), "numpy", seed=start).params, text=tokens[:150_000],
         validation=tokens[150_000:150_500], config=config, settings=settings, seed=seed))
-    equals("train: how many losses", len(history["loss"]), 150)
+    equals("train: how many losses", len(as_history("train", history)[0]), 150)
     if not (loss := loss_on(GPT(ModelConfig(**config), "numpy", params=params), tokens[180_000:184_000])) < REACHED:
         raise Failed(f"train: after 150 steps the loss on a new text is {loss:.3f}, must be below {REACHED}")
 
