@@ -431,6 +431,13 @@ def test_what_was_not_run_counts_as_lost():
 # the tools
 
 
+def test_all_assignments_are_released_at_once(tmp_path, capsys):
+    assert cli.main(["course", "release", *map(str, FOLDERS), "--out", str(tmp_path)]) == 0
+    assert {path.stem for path in tmp_path.glob("*.zip")} == {Assignment.load(folder).id for folder in FOLDERS}
+    assert cli.main(["course", "release", str(A1), "nowhere", "--out", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
+
+
 def test_stubs_in_three_languages():
     python = release.stubbed("def f():\n    # BEGIN SOLUTION 1.2\n    return 1\n    # END SOLUTION\n", "a.py")
     assert python == 'def f():\n    raise NotImplementedError("task 1.2 is not written yet")\n'

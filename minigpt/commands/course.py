@@ -1,11 +1,11 @@
 """minigpt course: assignments, from the instructor's tree to the points. See minigpt/course/.
 
-    minigpt course release tutorials/assignments/a1_ops --out dist    # instructor: the student's repository and a zip
+    minigpt course release tutorials/assignments/* --out dist         # instructor: students' repositories and zips
     minigpt course check                                              # student, in that repository: points so far
     minigpt course submit                                             # student: the zip to hand in
     minigpt course grade tutorials/assignments/a1_ops submissions/    # instructor: a table of points
-    minigpt course gradescope tutorials/assignments/a1_ops            # instructor: the zip for Gradescope
-    minigpt course classroom50 tutorials/assignments/a1_ops           # instructor: the files for Classroom 50
+    minigpt course gradescope tutorials/assignments/*                 # instructor: the zips for Gradescope
+    minigpt course classroom50 tutorials/assignments/*                # instructor: the files for Classroom 50
 """
 
 from pathlib import Path
@@ -25,8 +25,9 @@ def add_arguments(parser):
     grade = action("grade", "grade a folder of submissions (folders or zips) into a table", run_grade)
     gradescope = action("gradescope", "make Gradescope's autograder zip", run_gradescope)
     classroom = action("classroom50", "make Classroom 50's autograder files", run_classroom50)
-    for made in (release, grade, gradescope, classroom):
-        made.add_argument("assignment", help="the folder of the assignment, with its solutions")
+    for made in (release, gradescope, classroom):
+        made.add_argument("assignments", nargs="+", help="folders of assignments, with their solutions")
+    grade.add_argument("assignment", help="the folder of the assignment, with its solutions")
     for made in (check, submit):
         made.add_argument("assignment", nargs="?", default=".", help="the folder with your files (default: this one)")
     for made, default in ((release, "dist"), (gradescope, "dist"), (classroom, "dist"), (submit, None)):
@@ -41,23 +42,28 @@ def run(args):
     return args.function(args)
 
 
-def _assignment(args):
+def _assignment(folder):
     from ..course.assignment import Assignment
 
-    return Assignment.load(args.assignment)
+    return Assignment.load(folder)
+
+
+def _assignments(args):
+    return [_assignment(folder) for folder in args.assignments]               # all, before anything is written
 
 
 def run_release(args):
     from ..course.release import release
 
-    target = release(args.assignment, args.out)
-    print(f"{target} is the students' repository, {target}.zip the same as one file")
+    for assignment in _assignments(args):
+        target = release(assignment.folder, args.out)
+        print(f"{target} is the students' repository, {target}.zip the same as one file")
 
 
 def run_check(args):
     from ..course import grade
 
-    assignment = _assignment(args)
+    assignment = _assignment(args.assignment)
     if args.task and args.task not in assignment.tasks:
         raise ValueError(f"course: there is no task {args.task!r}, there are {', '.join(assignment.tasks)}")
     tests, problem = grade.run_tests(assignment, task=args.task or "")
@@ -79,7 +85,7 @@ def run_submit(args):
 def run_grade(args):
     from ..course import grade, student
 
-    assignment, isolation = _assignment(args), student.isolation()
+    assignment, isolation = _assignment(args.assignment), student.isolation()
     if not Path(args.submissions).is_dir():
         raise ValueError(f"course: {args.submissions} is no folder, must hold the submissions")
     print(f"{assignment.title}; submissions are kept apart by: {isolation}")
@@ -90,10 +96,12 @@ def run_grade(args):
 def run_gradescope(args):
     from ..course.gradescope import autograder
 
-    print(f"{autograder(_assignment(args), args.out)} is the zip to upload as the autograder")
+    for assignment in _assignments(args):
+        print(f"{autograder(assignment, args.out)} is the zip to upload as the autograder")
 
 
 def run_classroom50(args):
     from ..course.classroom50 import autograder
 
-    print(f"{autograder(_assignment(args), args.out)} is the bundle for Classroom 50: autograder.py and what it needs")
+    for assignment in _assignments(args):
+        print(f"{autograder(assignment, args.out)} is the bundle for Classroom 50: autograder.py and what it needs")
