@@ -6,7 +6,7 @@
 # and put your own code on it; and sum over rows with several threads so that every run gives the same bits.
 #
 # **Needs:** a laptop with a C++ compiler (g++ or clang++); no C++ before, the lines are explained as they come.
-# **Time:** about 60 minutes
+# **Before:** [3](03_gpt_forward.ipynb)  **Time:** about 60 minutes
 
 # %%
 import functools
@@ -551,7 +551,7 @@ plt.show()
 # ## Backward: a row's own gradient
 #
 # Given dy, the gradient of the loss with respect to y, layernorm's backward pass gives three gradients. For each row,
-# with xhat = (x - mean) · rstd and dxhat = dy · weight (tutorial 4 derives it):
+# with xhat = (x - mean) · rstd and dxhat = dy · weight ([4](04_backpropagation.ipynb) derives it):
 #
 # $$dx = \text{rstd} \cdot \left(\text{dxhat} - \overline{\text{dxhat}} - \text{xhat} \cdot
 # \overline{\text{dxhat} \cdot \text{xhat}}\right)$$

@@ -698,6 +698,8 @@ plt.show()
 # - Panels make the inner loop read two streams in order; blocks keep a panel of A in L1 and a group of B's in L2.
 # - Packing, edges and the ends of tiles take the last tenth; their share falls as the matrices grow.
 #
+# Next: [8](08_flash_attention.ipynb), where a matrix product, a softmax and another product become one loop.
+#
 # ## Papers
 #
 # - K. Goto, R. A. van de Geijn, *Anatomy of high-performance matrix multiplication*, ACM Transactions on Mathematical

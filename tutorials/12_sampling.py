@@ -5,7 +5,7 @@
 # them cuts off; write the cache that makes a token cost the same however long the text is; and compute, before you run
 # a model, how many tokens a second it can write at best and how much memory its texts need.
 #
-# **Needs:** a laptop.  **Time:** about 60 minutes
+# **Needs:** a laptop.  **Before:** [2](02_attention.ipynb)  **Time:** about 60 minutes
 
 # %%
 from functools import partial
@@ -242,6 +242,12 @@ check(top_p, case(np.array([0.2, 0.5, 0.3]), 0.7, want=np.array([0, 0.625, 0.375
 source(sampling.probabilities)
 
 # %%
+logits, many = next_logits("My lord, the"), 1000
+ours = (softmax(logits).cumsum() > np.random.default_rng(7).random((many, 1))).argmax(axis=-1)
+theirs = sampling.sample(np.tile(logits, (many, 1)), np.random.default_rng(7))
+print(f"given the same random numbers, sample draws the same token in {(ours == theirs).sum()} of {many} cases")
+
+# %%
 settings = {"T = 1": dict(), "T = 0.8, top-k 50": dict(temperature=0.8, top_k=50),
             "T = 0.9, top-p 0.9": dict(temperature=0.9, top_p=0.9)}
 for name, how in settings.items():
@@ -405,7 +411,7 @@ for panel in panels:
 plt.show()
 
 # %% [markdown]
-# The weights are read once for all texts, so on most machines the first few cost hardly anything: the intensity grows
+# The weights are read once for all texts, so 16 texts take far less than 16 times as long as one: the intensity grows
 # by half a FLOP per byte with every text. Then arithmetic becomes the limit, and the curve bends: that is the
 # roofline's corner, met from the left. This is why services put many users' texts in one batch.
 #
@@ -473,7 +479,7 @@ def cache_bytes(config, tokens, bytes_each):
 
 # %%
 preset = ModelConfig.preset
-check(cache_bytes, case(preset("gpt2"), 1, 4, want=73728, why="2 * 12 layers * 12 heads * 64 numbers, 4 bytes each"),
+check(cache_bytes, case(preset("gpt2"), 1, 4, want=73728, why="2 * 12 layers * 12 heads * 64 * 4 bytes"),
       case(preset("llama3-70b"), 8192, 2, want=2684354560, why="8 heads of keys and values, not 64: n_kv_head"),
       case(preset("deepseek-v3"), 1, 2, want=70272, why="latent: 61 layers of 512 + 64 numbers, not twice"))
 
@@ -636,6 +642,8 @@ print(f"{same} of {len(start) + 100} tokens are the same in both")
 # - More texts, or a prompt, use each weight many times and are limited by arithmetic instead.
 # - GPT-3 keeps 4.5 MB a token in 16 bits, Llama 3 70B 320 KB with grouped heads, DeepSeek-V3 68.6 KB with a latent.
 # - Speculative decoding writes exactly the large model's distribution, several tokens a pass.
+#
+# Write the sampler yourself, from tokenizer to text, in the assignment [a5_text](assignments/a5_text/README.md).
 #
 # ## Papers
 #
