@@ -1,7 +1,10 @@
 """What single assignments promise: that what they hand out, or judge by, is what minigpt and others compute."""
 
 import importlib.util
+import json
 import random
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -61,6 +64,33 @@ def test_a5_cuts_texts_as_gpt_does(ours, theirs, monkeypatch):
         chosen = random.Random(seed)
         text = "".join(chosen.choice(hidden.BITS) for _ in range(chosen.randrange(1, 12)))
         assert getattr(hidden, ours).findall(text) == patterns.split(theirs, text)
+
+
+SHORT = """
+from given import ablations, corpus
+text, validation = corpus.load()
+corpus.load = lambda: (text, validation[:100])
+ablations.SETTINGS.update(steps=6, warmup=2, decay_steps=6, evaluate_every=3)
+before = ablations.run("baseline")
+for arm in ablations.ARMS:
+    changed = ablations.run(arm)
+    assert changed["loss"] != before["loss"] and changed["validation"] != before["validation"], arm
+assert ablations.run("baseline") == before, "an arm has left something behind"
+ablations.main()
+"""
+
+
+def test_the_ablations_of_a4(tmp_path):
+    """Every arm changes what is trained, and nothing for those after it; a student's command writes its two files."""
+    shutil.copytree(A4, tmp_path / "a4")
+    (tmp_path / "a4" / "student" / "results.json").unlink()
+    done = subprocess.run([sys.executable, "-c", SHORT, "no_positions", "no_warmup"], cwd=tmp_path / "a4",
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| no_positions | " in done.stdout and "0 s left" in done.stdout
+    results = json.loads((tmp_path / "a4" / "student" / "results.json").read_text())
+    assert list(results) == ["baseline", "no_positions", "no_warmup"] and len(results["baseline"]["loss"]) == 6
+    assert (tmp_path / "a4" / "student" / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_given_is_not_taken_from_a_submission(tmp_path):
