@@ -90,6 +90,7 @@ setup(
         "nvcc": [
             "nvidia-cuda-nvcc", "nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl",
         ],
+        "course": ["pytest", "matplotlib", "tomli; python_version < '3.11'"],  # for students and graders
         "dev": [
             "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "clang-format==23.1.5", "pybind11>=3.0",
             "setuptools>=77", "jupytext", "nbclient", "ipykernel",
