@@ -13,8 +13,8 @@
 # forward and backward, that never holds the T x T matrix of weights; say how many bytes it moves, and why a tile that
 # is a little too large ruins it; read this project's C++ kernels and hold them against the machine's peak.
 #
-# **Needs:** a laptop; a C++ compiler for the last part.  **Before:** tutorial 2 for attention,
-# [4](04_backpropagation.ipynb) for gradients, tutorial 7 for register tiles.  **Time:** about 75 minutes
+# **Needs:** a laptop; a C++ compiler for the last part.  **Before:** [2](02_attention.ipynb) for attention,
+# [4](04_backpropagation.ipynb) for gradients, [7](07_matmul.ipynb) for register tiles.  **Time:** about 75 minutes
 
 # %%
 import functools
@@ -705,7 +705,7 @@ plt.show()
 # | `naive` | the three passes over a row; the row of scores is the only one that exists |
 # | `online_softmax` | one pass, your exercise 1: no score is stored |
 # | `tiled` | 16 queries over tiles of 64 keys; vectors instead of single numbers; one correction a tile |
-# | `register_tile` | both products in tiles of registers, as in tutorial 7, from packed keys and values |
+# | `register_tile` | both products in tiles of registers, as in [7](07_matmul.ipynb), from packed keys and values |
 #
 # Count the FLOPs (additions and multiplications): a pair of query and key takes 2 D for the score and 2 D for the
 # value, and the causal mask leaves half of the T² pairs: $2 T^2 D$ a head forward. Backward, with five products for
@@ -781,7 +781,7 @@ source("csrc/cpp/attention/backward_2_tiled.cpp", "const float delta = dot(doi",
 # ## The roofline
 #
 # A program that makes I FLOPs for each byte from memory runs at most at min(peak, I x bandwidth): a roof with a slope
-# and a flat part (tutorial 6). Count I for the forward pass. The definition in NumPy moves at least
+# and a flat part ([6](06_layernorm_in_cpp.ipynb)). Count I for the forward pass. The definition in NumPy moves at least
 # $4 T^2$ numbers, each of the T² products of pairs at D = 64 makes 4 D FLOPs: $4 T^2 D / 16 T^2 = D / 4 = 16$ FLOPs a
 # byte, however long the text (NumPy does not use the mask). The kernels move q, k, v and out, 16 T D bytes, for
 # $2 T^2 D$ FLOPs: $T / 8$, which grows with the text.
@@ -908,7 +908,7 @@ source("csrc/cpp/attention/forward_2_online_softmax.cpp", "float m = std::numeri
 #   delta = dO . O: five products instead of four, and still no T x T matrix.
 # - One pass is not what makes the kernel fast; it is what allows the tiles and registers that do.
 #
-# Next: tutorial 9 and tutorial 10 write the same kernel for a GPU. To do it by
+# Next: [9](09_cuda_without_a_gpu.ipynb) and [10](10_cuda_kernels.ipynb) write the same kernel for a GPU. To do it by
 # yourself in C++: assignment `tutorials/assignments/a2_cpp`.
 #
 # ## Papers
