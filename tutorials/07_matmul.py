@@ -10,6 +10,7 @@
 
 # %%
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -390,8 +391,8 @@ print(f"{asked:.2f} GB of B: {asked / memory * 1e3:.0f} ms from memory; arithmet
 #
 # ### Exercise 3 (10 minutes): pack a panel
 #
-# Write `pack`: copy the columns j to j + W - 1 of B, which is K x N, into `panel`, K x W: `panel[k * W + w]`. Where j
-# + w is beyond the last column, put 0: that is how the edges of matrices are made harmless.
+# Write `pack`: copy the columns j to j + W - 1 of B, which is K x N, into `panel`, K x W: `panel[k * W + w]`. Put 0
+# where the column is beyond the last one: that is how the edges of matrices are made harmless.
 
 # %%
 PACK = r"""
@@ -675,19 +676,28 @@ print(f"largest difference: {np.abs(C - want).max():.1e}")
 ladder["NumPy @"] = flops / seconds(partial(np.matmul, A, B, out=C)) / 1e9
 
 # %%
+def busy():                                # the loop of FMAs on all cores at once
+    with ThreadPoolExecutor(cores) as team:
+        list(team.map(lambda _: fma(5_000_000, 10), range(cores)))
+
+peak_of_all = cores * 2 * LANES * 10 * 5_000_000 / seconds(busy, repeats=3) / 1e9
+last = "minigpt, " + fast.kernels["linear_forward"][-1]
+print(f"the peak of {cores} cores together: {peak_of_all:.0f} GFLOP/s; {last}: {ladder[last] / peak_of_all:.0%} of it")
+
+# %%
 plt.figure(figsize=(8, 4))
 colors = [GREEN] * (len(steps) + 1) + [BLUE] * len(fast.kernels["linear_forward"]) + [GREY]
 plt.barh(list(ladder), list(ladder.values()), color=colors), plt.gca().invert_yaxis()
 for i, rate in enumerate(ladder.values()):
     plt.text(rate, i, f" {rate:.0f}", va="center", fontsize=9)
-for threads, style in ((1, ":"), (cores, "--")):
-    plt.axvline(peak * threads, color=RED, ls=style, label=f"peak of {threads} core{'s' * (threads > 1)}")
+plt.axvline(peak, color=RED, ls=":", label="peak of one core")
+plt.axvline(peak_of_all, color=RED, ls="--", label=f"peak of {cores} cores, measured together")
 plt.title(f"the matrix product, {n} x {n} x {n}"), plt.xlabel("GFLOP/s"), plt.legend()
 plt.show()
 
 # %% [markdown]
-# (The dashed line is one core's peak times the number of cores. Laptops lower their clock when all cores work, and
-# cores that are two halves of one, as with hyper-threading, share one set of units: then nothing reaches it.)
+# The peak of all cores is less than that of one times their number, where a processor lowers its clock when all work,
+# or where two "cores" are two halves of one (hyper-threading) and share its units.
 #
 # ## Summary
 #
