@@ -118,6 +118,28 @@ def test_a_submission_is_found_in_its_folder(folder, tmp_path):
     assert grade.files_of(tmp_path / "of.zip") == {"student/first.cu": b"// mine"}
 
 
+ON_GPU = """
+import sys; from pathlib import Path; folder = Path(sys.argv[1]); sys.path[:0] = [str(folder / "given"), sys.argv[2]]
+import on_gpu; from minigpt.emulator.build import build
+
+def emulated(source):
+    path = folder / source
+    path.write_text(path.read_text() + (folder / "given" / "gpu.cu").read_text())
+    return build(path, checked=False, include=[folder])
+
+on_gpu.RUNS, on_gpu.build = 2, emulated
+on_gpu.main(rows=8, T=40)
+"""
+
+
+def test_the_script_for_a_gpu(tmp_path):
+    """The emulator stands in for nvcc and the GPU."""
+    folder = shutil.copytree(A3, tmp_path / "a3")
+    done = subprocess.run([sys.executable, "-c", ON_GPU, folder, ROOT], capture_output=True, text=True)
+    errors = [float(line.split()[1]) for line in done.stdout.splitlines()[1:]]
+    assert done.returncode == 0 and len(errors) == 10 and max(errors) < 1e-5, done.stdout + done.stderr
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 @pytest.mark.parametrize("path", sorted(A3.glob("student/*.cu")), ids=lambda path: path.stem)
 def test_the_same_files_are_cuda(path, tmp_path):
