@@ -94,9 +94,10 @@ def test_the_ablations_of_a4(tmp_path):
 
 
 def test_what_is_given_is_not_taken_from_a_submission(tmp_path):
-    """Somebody's own given/tiny.py, and with it their way to count what the model was given, changes nothing."""
+    """Somebody's own adapters.py, and with it their way to count what the model was given, changes nothing."""
     submission = release.release(A5, tmp_path)
-    (submission / "given" / "tiny.py").write_text("raise RuntimeError('mine')\n")
+    for name in ("given/tiny.py", "adapters.py"):
+        (submission / name).write_text("raise RuntimeError('mine')\n")
     tests, problem = grade.run_tests(Assignment.load(A5), submission, task="1.1")
     assert not problem and {t["status"] for t in tests} == {"todo"}, tests
 
@@ -105,7 +106,6 @@ def test_points_given_by_hand_have_a_place(tmp_path, monkeypatch):
     """A column to fill in, and beside the reports what is to be read. (The tests themselves are run elsewhere.)"""
     monkeypatch.setattr(grade, "run_tests", lambda *_: ([], ""))
     (tmp_path / "submissions" / "ada" / "student").mkdir(parents=True)
-    (tmp_path / "submissions" / "ada" / "adapters.py").write_text("")
     (tmp_path / "submissions" / "ada" / "student" / "writeup.md").write_text("I measured")
     row, = grade.grade_folder(Assignment.load(A4), tmp_path / "submissions", tmp_path / "grades.csv", "none", "")
     assert row["max"] == 80 and row["by hand, of 20"] == ""

@@ -1,7 +1,5 @@
-"""The only file that the tests import. It leads from the names that the tests know to your functions.
-
-You may arrange your own files as you like, as long as these functions find them. The submission is this file and what
-is in student/. Only NumPy, Python's standard library and given/ are there when it is graded.
+"""The only file that the tests import. It leads from the names that the tests know to your functions; leave it as it
+is: when your work is graded, it is ours again, and so is given/. The submission is what is in student/.
 """
 
 import json
