@@ -29,7 +29,8 @@ def agrees(adapters, name, op=None, returned=None, /, **arguments):
         raise Failed(f"{worst} (arguments: {shapes(arguments)})")
     again = as_tuple(name, outputs, getattr(adapters, name)(**arguments))
     if any(a.tobytes() != np.asarray(b).tobytes() for a, b in zip(results, again, strict=True)):
-        raise Failed(f"{name}: returns something else when it is called again with the same arguments")
+        reordered = ", its threads in another order" * bool(getattr(adapters, "seen", None))
+        raise Failed(f"{name}: returns something else when it is called again with the same arguments{reordered}")
 
 
 def equals(name, got, expected, of=""):
