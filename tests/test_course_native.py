@@ -3,7 +3,6 @@ no others, and the results are always there. All are tried on a small assignment
 A3's are tried in test_course.py.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -243,11 +242,14 @@ def test_the_words_of_the_sanitizers():
          "  at student/a.cpp:3, in f"),
         ("student/a.cpp:9:4: runtime error: division by zero\n", "undefined behaviour: division by zero\n"
          "  at student/a.cpp:9"),
+        ("==1==ERROR: AddressSanitizer: attempting double-free on 0x602 in thread T0:\n    #0 0x7 in free (/x+0x1)\n"
+         "    #1 0x7 in f student/a.cpp:4\n0x602 is located 0 bytes inside of 4-byte region [0,4)\n",
+         "AddressSanitizer: attempting double-free, 0 bytes inside of 4-byte region\n  at student/a.cpp:4, in f"),
+        ("==1==ERROR: AddressSanitizer: SEGV on unknown address 0x0 (pc 0x1)", "AddressSanitizer: SEGV"),
+        ("==1==AddressSanitizer: hard rss limit exhausted (512Mb vs 514Mb)\n", "used too much memory"),
         ("nothing of the kind", ""),
     ]:
         assert sanitizers.finding(text) == wanted
-    assert json.dumps(sanitizers.finding("==ERROR: AddressSanitizer: SEGV on unknown address 0x0")) == \
-        '"touched memory outside of what is there (SEGV)"'
 
 
 def test_the_bundle_holds_no_solution(tiny, tmp_path):

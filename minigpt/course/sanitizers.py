@@ -7,7 +7,8 @@ terabytes, of which it uses little. So it watches the memory itself.
 import re
 import subprocess
 
-ADDRESS = re.compile(r"ERROR: AddressSanitizer: (?P<what>[\w-]+).*")
+ADDRESS = re.compile(r"ERROR: AddressSanitizer: (?P<what>.*?)(?: on .*| \(.*|$)", re.MULTILINE)
+MEMORY = "AddressSanitizer: hard rss limit exhausted"
 ACCESS = re.compile(r"^(READ|WRITE) of size \d+", re.MULTILINE)
 UNDEFINED = re.compile(r"^\S*?(?P<file>student/\S+?):(?P<line>\d+):\d+: runtime error: (?P<what>.*)", re.MULTILINE)
 FRAME = re.compile(r"^ +#\d+ 0x\w+ in (?P<function>.+?) \S*?(?P<file>student/\S+?):(?P<line>\d+)", re.MULTILINE)
@@ -33,9 +34,13 @@ def finding(text) -> str:
     """What a sanitizer said, in one or two lines, or "" where none did."""
     if found := UNDEFINED.search(text):
         return f"undefined behaviour: {found['what']}\n  at {found['file']}:{found['line']}"
+    if MEMORY in text:
+        return "used too much memory"
     if not (found := ADDRESS.search(text)):
         return ""
     access, frame, region, variable = (p.search(text) for p in (ACCESS, FRAME, REGION, VARIABLE))
     where = f", {region['where']}" if region else f", beside the variable {variable['name']}" if variable else ""
     at = f"\n  at {frame['file']}:{frame['line']}, in {frame['function']}" if frame else ""
-    return f"{access[0].lower() if access else 'touched memory'} outside of what is there ({found['what']}{where}){at}"
+    if not access:                        # a vector freed twice, say
+        return f"AddressSanitizer: {found['what']}{where}{at}"
+    return f"{access[0].lower()} outside of what is there ({found['what']}{where}){at}"
