@@ -150,3 +150,11 @@ def test_the_checkpoint_is_as_good_as_its_readme_says():
     per_character = per_token * len(last_tenth.tokens) / len(tokenizer.decode(last_tenth.tokens))
     said = re.search(r"is ([\d.]+) per token, or ([\d.]+) per character", (folder / "README.md").read_text())
     assert abs(per_token - float(said[1])) < 1e-3 and abs(per_character - float(said[2])) < 1e-3, per_character
+
+
+def test_the_index_names_every_tutorial_and_leads_to_files():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    notebooks = [path.with_suffix(".ipynb").name for path in build.SOURCES]
+    assert [link for link in links if re.match(r"\d", link)] == notebooks
+    assert [link for link in links if not (FOLDER / link).exists()] == []
