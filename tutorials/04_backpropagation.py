@@ -5,7 +5,7 @@
 # a gradient right or wrong by finite differences, and say how small an error that proof can see; put the pieces
 # together to the backward pass of a whole GPT; count what it costs in arithmetic and in memory.
 #
-# **Needs:** a laptop; NumPy; the derivative of `f(g(x))`.  **Before:** tutorial 3
+# **Needs:** a laptop; NumPy; the derivative of `f(g(x))`.  **Before:** [tutorial 3](03_gpt_forward.ipynb)
 # **Time:** about 75 minutes
 
 # %%
@@ -123,10 +123,10 @@ print(f"FLOPs: {(4 * n**3 + 2 * n**2) / (6 * n**2):.0f} times as many from the b
 print(f"time: {from_the_beginning / from_the_end:.0f} times as long")
 
 # %% [markdown]
-# (The factor of the times is smaller: a product of two matrices uses each number it fetches `n` times, a row times a
-# matrix only once, so the row waits for memory. Tutorial 7 is about that.) We go from the end
-# because there is *one* loss. That is why it is called *back*propagation, and why it gets all slopes for the price of a
-# few forward passes.
+# (On a quiet machine the factor of the times is smaller: a product of two matrices uses each number it fetches `n`
+# times, a row times a matrix only once, so the row waits for memory. [Tutorial 7](07_matmul.ipynb) is about that.) We
+# go from the end because there is *one* loss. That is why it is called *back*propagation, and why it gets all slopes
+# for the price of a few forward passes.
 #
 # ## The judge: finite differences
 #
@@ -424,7 +424,7 @@ for vector, start, color in ((xhat, 0 * xhat, GREY), (in_plane, xhat, ORANGE), (
     (x0, y0), (dx0, dy0) = axes @ start, axes @ vector
     panels[0].arrow(x0, y0, dx0, dy0, color=color, width=0.03, length_includes_head=True)
 panels[0].set(title="the plane of mean 0: grey xhat,\norange dxhat - mean, green what is left", aspect="equal",
-              xlabel="first direction", ylabel="second direction", xlim=(-2.2, 2.2), ylim=(-2, 2.6))
+              xlabel="first direction", ylabel="second direction", xlim=(-2.2, 2.2), ylim=(-2, 3))
 terms = {"dxhat": dxhat, "- its mean": in_plane, "- its part along xhat": tangent}
 for i, ((label, values), color) in enumerate(zip(terms.items(), (GREY, ORANGE, GREEN), strict=True)):
     panels[1].bar(np.arange(3) + 0.27 * (i - 1), values, 0.25, label=label, color=color)
@@ -434,11 +434,12 @@ panels[1].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# The green arrow touches the circle: it is the only way in which `xhat` can move.
+# The green arrow touches the circle: it is the only way in which `xhat` can move. (`eps` makes `xhat` a little shorter
+# than the circle, which leaves the trace of its direction that is printed above.)
 #
 # Many people test a backward pass with the loss `y.sum()`, for which `dy` is 1 everywhere: it is the first thing that
-# comes to mind. Below stand the right formula and two wrong ones, one that forgets the third term and one that returns
-# just `r dxhat`, less its mean, times 1000.
+# comes to mind. Below stand the right formula and two wrong ones, one that forgets the third term, and
+# that one times 1000.
 #
 # **Predict:** with `weight = 1`, which of the three does the test with `dy = 1` find wrong?
 
@@ -539,7 +540,7 @@ plt.show()
 #
 # ## Attention: five products
 #
-# One head, forward (tutorial 2): `S = scale Q K^T`, `P = softmax(S)` row by row over the keys
+# One head, forward ([tutorial 2](02_attention.ipynb)): `S = scale Q K^T`, `P = softmax(S)` row by row over the keys
 # that a query may see, `O = P V`. We have `dO (T, D)`. Every step of the way back has been done above:
 #
 # - `O = P V` is a product of matrices, as in linear: `dV = P^T dO`, `dP = dO V^T`;
@@ -560,7 +561,8 @@ figure, panels = plt.subplots(1, 3, figsize=(9, 3))
 for panel, values, title in zip(panels, (P, dP, dS), ("P", "dP", "dS"), strict=True):
     limit = np.abs(values).max()
     panel.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit)
-    panel.set(title=f"{title}: {values.min():.2f} to {values.max():.2f}", xlabel="key", ylabel="query")
+    panel.set(title=f"{title}: {values.min():.2f} to {values.max():.2f}", xlabel="key", ylabel="query",
+              xticks=range(0, 12, 3), yticks=range(0, 12, 3))
 plt.show()
 print(f"the largest sum of a row of dS: {np.abs(dS.sum(axis=-1)).max():.1e}")
 
@@ -569,7 +571,7 @@ print(f"the largest sum of a row of dS: {np.abs(dS.sum(axis=-1)).max():.1e}")
 # is 1, and nothing can be learnt, so `dS` is 0 there.
 #
 # The softmax's sum, `delta[i] = sum_j P[i, j] dP[i, j]`, runs along a whole row of two T x T arrays. That is awkward
-# for a kernel that never wants to hold a row (FlashAttention, tutorial 8). But put in what
+# for a kernel that never wants to hold a row (FlashAttention, [tutorial 8](08_flash_attention.ipynb)). But put in what
 # `dP` is: `dP[i, j] = dO[i] · V[j]`.
 #
 # **Predict:** `sum_j P[i, j] (dO[i] · V[j])`: pull `dO[i]` out of the sum. What is left inside, and how many numbers
@@ -885,7 +887,7 @@ print(f"counted: {counted / 1e6:.2f} MB, kept: {measured / 1e6:.2f} MB, ratio {m
 
 # %% [markdown]
 # The activations grow with the batch, everything else does not: the weights, as many gradients, and two more numbers
-# for each weight that the optimiser AdamW keeps (tutorial 5). The same count for this model and
+# for each weight that the optimiser AdamW keeps ([tutorial 5](05_training.ipynb)). The same count for this model and
 # for GPT-2, texts of 1024 tokens:
 
 # %%
@@ -932,7 +934,7 @@ for T in (64, 1024, 8192):
 # - A layer keeps 16 C + 4 + H numbers for each token. Keeping attention's probabilities too would double that at
 #   T = 1024 in GPT-2.
 #
-# **Next:** 5. Training on real text. The assignment [a1_ops](assignments/a1_ops) asks for all of
+# **Next:** [5. Training on real text](05_training.ipynb). The assignment [a1_ops](assignments/a1_ops) asks for all of
 # these operations, graded.
 #
 # ## Papers

@@ -375,7 +375,7 @@ panels[0].plot(losses, linewidth=1)
 for (name, value), color in zip(rulers.items(), (GREY, ORANGE, RED), strict=True):
     panels[0].axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name}, {value:.2f}")
 panels[0].plot(STEPS, loss_on(model, held_out), "o", color=GREEN, label="held out, at the end")
-panels[0].set(title="loss", xlabel="step", ylabel="nats per character", ylim=(1.5, 5.5))
+panels[0].set(title="loss", xlabel="step", ylabel="nats per character", ylim=(1.5, 6.2))
 panels[0].legend(frameon=False)
 panels[1].plot(norms, linewidth=1)
 panels[1].axhline(1, color=RED, linestyle="--", linewidth=1)
@@ -394,8 +394,8 @@ print(f"held out: {loss_on(model, held_out):.2f} nats per character, the bigram 
 print(tokenizer.decode(model.generate(tokenizer.encode("ROMEO:\n"), 250, temperature=0.8, seed=1)))
 
 # %% [markdown]
-# Words, lines, names with colons, from a few seconds of training. For comparison the checkpoint that lies beside these
-# notebooks, ten times as large and trained for minutes. It predicts tokens of several characters; to compare, its loss
+# Words, lines, names with colons, from a very short training. For comparison the checkpoint that lies beside these
+# notebooks, nine times as large and trained for minutes. It predicts tokens of several characters; to compare, its loss
 # per token is divided by the characters of a token.
 
 # %%
@@ -622,8 +622,8 @@ plt.show()
 
 # %% [markdown]
 # Black on grey is what the model sees, green what it must predict there, red what was put in place of the truth. Not
-# every chosen token becomes `<mask>`: of ten, eight do, one becomes any token, one stays. The last two never occur with
-# a `<mask>`, so the model has to look at every token twice and cannot rely on "no mask, nothing to do".
+# every chosen token becomes `<mask>`: of ten, eight do, one becomes any token, one stays. The others are there because
+# a trained model meets text without `<mask>`: it must not learn "no mask, nothing to do".
 #
 # ### Exercise 4 (8 minutes): masking
 #
@@ -732,7 +732,8 @@ plt.show()
 # names makes a model learn more facts must be measured with longer runs, several seeds and controls that hide as much:
 # `minigpt bench knowledge` does that, and [knowledge.md](../minigpt/bench/results/knowledge.md) holds what it found.
 #
-# Last, a blank filled in: each city of this world in the same sentence.
+# Last, a blank filled in: each city of this world in the same sentence, in the place of as many masks as it has pieces
+# (so the bars need not add up to 1).
 
 # %%
 fact = next(triple for triple in world.triples if triple.relation == "born_in")
