@@ -14,7 +14,7 @@
 # routes its tokens; plan a training of a trillion parameters by arithmetic, and know where such a plan is wrong.
 #
 # **Needs:** a laptop; PyTorch (`pip install torch`), the only tutorial that uses it.  **Before:**
-# tutorial 3, [4](04_backpropagation.ipynb), tutorial 5  **Time:** about 90 minutes
+# [3](03_gpt_forward.ipynb), [4](04_backpropagation.ipynb), [5](05_training.ipynb)  **Time:** about 90 minutes
 
 # %%
 import json
@@ -208,7 +208,7 @@ for model, colour in ((full.model, GREY), (mixed.model, BLUE), (coarse, RED)):
     right.plot(model.h[0].norm1.weight.detach().float(), ".", color=colour)
 right.set(title="the 64 weights of the first norm; all began at 1", xlabel="weight", ylabel="value")
 plt.show()
-print("weights of that norm which moved, all in bfloat16:", int((coarse.h[0].norm1.weight != 1).sum()), "of 64")
+print("all in bfloat16, these weights moved:", int((coarse.h[0].norm1.weight != 1).sum()), "of 64")
 
 # %% [markdown]
 # Mixed lies on float32. In all-bfloat16 the small weights still move (their gaps are small too), but what began at 1
@@ -218,6 +218,9 @@ print("weights of that norm which moved, all in bfloat16:", int((coarse.h[0].nor
 #
 # bfloat16 has the range of float32. float16 ends at 6e-8 below: what is smaller becomes 0. Are gradients that small?
 # Those of the trained GPT in `checkpoint/`, on 8 texts of 128 tokens:
+#
+# **Predict:** which share of the gradients becomes 0, of the weights' and of the logits': none, a few in a hundred, or
+# more than half?
 
 # %%
 tokenizer = Tokenizer.from_pretrained(here("checkpoint"))
@@ -227,7 +230,8 @@ logits = model(tokens[:, :-1])                                                  
 logits.retain_grad()
 targets = torch.from_numpy(tokens[:, 1:])
 torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-gradients = {"weights": torch.cat([p.grad.flatten() for p in model.parameters()]), "logits": logits.grad.flatten()}
+gradients = {"weights": torch.cat([p.grad.flatten() for p in model.parameters()]),
+             "logits": logits.grad.flatten()}
 for name, g in gradients.items():
     print(f"of the {name:7}: {int((g.half() == 0).sum()) / len(g):5.1%} become 0 in float16, "
           f"{int(((2**16 * g).half() == 0).sum()) / len(g):5.1%} if they are multiplied by 65536 first")
@@ -294,7 +298,7 @@ source("minigpt/scale/precision.py", "def overflowed(self):", "self.value, self.
 #
 # ## The twin
 #
-# All of this ran on `TorchGPT`: the GPT of tutorial 3 as a torch module, with torch's
+# All of this ran on `TorchGPT`: the GPT of [3](03_gpt_forward.ipynb) as a torch module, with torch's
 # automatic gradients in the place of ours. Two implementations that share only the weights, and the same numbers:
 
 # %%
@@ -422,15 +426,15 @@ check(all_gather_plan, *(case(N, want=gathered(N), why=why) for N in (2, 3, 4, 7
 
 # %%
 def ring_all_reduce(arrays):
-    """arrays (N, N, n): of each rank its N chunks. -> the same after the ring, who added how many in each chunk after
-    each step, and the numbers that each rank sent."""
+    """arrays (N, N, n): of each rank its N chunks. -> the same after the ring; after each step, how many ranks'
+    numbers are in each chunk; and how many numbers each rank sent."""
     N, held = len(arrays), arrays.copy()
     summands, history, sent = np.ones((N, N), int), [np.ones((N, N), int)], 0
     for s in range(2 * (N - 1)):
         r = np.arange(N)
         chunk = (r - s) % N if s < N - 1 else (r + 1 - (s - (N - 1))) % N
         message, count = held[r, chunk].copy(), summands[r, chunk].copy()        # all send at the same time
-        to, keep = (r + 1) % N, 1 if s < N - 1 else 0                            # add to what is there, or replace it
+        to, keep = (r + 1) % N, 1 if s < N - 1 else 0                            # add, or replace
         held[to, chunk] = keep * held[to, chunk] + message
         summands[to, chunk] = keep * summands[to, chunk] + count
         history.append(summands.copy())
@@ -452,8 +456,9 @@ panels[0].set(ylabel="rank", yticks=range(4))
 plt.show()
 
 # %% [markdown]
-# The number in a field says how many ranks' numbers are in it. **Predict:** how much more does each rank send with 512
-# ranks than with 8?
+# The number in a field says how many ranks' numbers are in it.
+#
+# **Predict:** how much more does each rank send with 512 ranks than with 8?
 
 # %%
 for N in (2, 4, 8, 64):
@@ -673,7 +678,7 @@ check(route, case(scores, no_bias, 2, want=by_the_package(no_bias, 2), why="gate
 
 # %%
 def train_experts(bias_rate, steps=120):
-    """-> the model; of every step the share of each expert of the second layer, (steps, 8), and the loss, (steps,)."""
+    """-> the model; of every step the shares of the second layer's experts, (steps, 8), and the loss, (steps,)."""
     config = ModelConfig(vocab_size=len(letters), block_size=64, n_layer=2, n_head=4, n_embd=64, norm="rmsnorm",
                          position="rope", activation="swiglu", bias=False, tied=False, n_expert=8, n_expert_active=2,
                          expert_inner=64, gate="sigmoid", router_bias=True, router_bias_rate=bias_rate)
@@ -802,8 +807,8 @@ print(f"a step: {computing:.0f} s of computing, {sending:.0f} s of sending")
 gpu = hardware.GPUS["h100"]
 job = step.Job(config, 2048, gpus, gpu, gpus, hardware.PRECISIONS["bf16"])             # a text for each GPU
 found = search(job, tensor=1, pipeline=1)
-print(f"the planner's count: {len(found.fitting)} layouts fit, the smallest takes {found.too_large[0][1] / 1e9:.1f} GB "
-      f"of {(gpu.memory - job.assume.reserved_bytes) / 1e9:.1f}")
+smallest, free = found.too_large[0][1], gpu.memory - job.assume.reserved_bytes
+print(f"the planner: {len(found.fitting)} layouts fit, the smallest takes {smallest / 1e9:.1f} GB of {free / 1e9:.1f}")
 
 # %% [markdown]
 # Most of the memory is full of one layer, the network is busy most of the time, and twice as many GPUs would need twice
@@ -826,7 +831,7 @@ def pipeline(p, m):
     for kind, length, stages in (("forward", 1, range(p)), ("backward", 2, range(p - 1, -1, -1))):
         for i in range(m):
             before = 0.0 if kind == "forward" else done["forward", p - 1, m - 1]
-            for stage in stages:                                        # from stage to stage, backward from the last
+            for stage in stages:                                # from stage to stage; backward from the last
                 start = max(free[stage], before)
                 free[stage] = before = done[kind, stage, i] = start + length
                 pieces.append((stage, start, length, kind, i))
@@ -838,12 +843,13 @@ figure, panel = plt.subplots(figsize=(9, 2.2))
 for stage, start, length, kind, i in pieces:
     panel.barh(stage, length, left=start, color=BLUE if kind == "forward" else GREEN, edgecolor="white")
     panel.text(start + length / 2, stage, i, ha="center", va="center", color="white", fontsize=8)
-panel.set(title="blue: forward, green: backward, white: the bubble", xlabel="time", yticks=range(4), ylabel="stage")
+panel.set(title="blue: forward, green: backward, white: the bubble", xlabel="time", ylabel="stage")
+panel.set_yticks(range(4))
 panel.invert_yaxis()
 plt.show()
 for p, m in ((4, 8), (4, 32), (64, 8), (64, 512)):
     end = max(start + length for _, start, length, _, _ in pipeline(p, m))
-    print(f"p = {p:2}, m = {m:3}: idle {(end - 3 * m) / (3 * m):.3f} of the useful time, counted {(p - 1) / m:.3f}")
+    print(f"p = {p:2}, m = {m:3}: idle over useful {end / (3 * m) - 1:.3f}, counted {(p - 1) / m:.3f}")
 
 # %%
 source(step.bubble)
@@ -867,7 +873,8 @@ print("\n\n".join(report.text(made).split("\n\n")[index] for index in (2, 4, 5))
 best = made["best"]
 figure, panels = plt.subplots(2, 1, figsize=(8, 3.6))
 for panel, parts, scale in ((panels[0], best["memory"], 1e9), (panels[1], best["seconds"], 1)):
-    left, shown = 0, {part: amount / scale for part, amount in parts.items() if amount > 0.01 * sum(parts.values())}
+    least, left = 0.01 * sum(parts.values()), 0
+    shown = {part: amount / scale for part, amount in parts.items() if amount > least}
     for number, (part, amount) in enumerate(shown.items()):
         panel.barh(0, amount, left=left, label=part, color=plt.cm.tab10(number))
         left += amount
@@ -918,15 +925,16 @@ plt.show()
 
 # %%
 page = Path(published.__file__).with_suffix(".md").read_text(encoding="utf-8")
-rows = [[cell.strip() for cell in line.strip("|\n ").split("|")] for line in page.splitlines() if line.startswith("| ")]
+lines = [line for line in page.splitlines() if line.startswith("| ")]
+rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
 runs = [row for row in rows if len(row) == 9 and row[8].endswith("%") and row[0].count(",") >= 2]
 figure, panel = plt.subplots(figsize=(6.5, 3.4))
-for source_name, colour, mark in (("Megatron-LM", GREY, "o"), ("Megatron-Core", BLUE, "s"), ("Llama 3", RED, "^")):
-    of_source = [row for row in runs if row[0].startswith(source_name)]
+for name, colour, mark in (("Megatron-LM", GREY, "o"), ("Megatron-Core", BLUE, "s"), ("Llama 3", RED, "^")):
+    of_source = [row for row in runs if row[0].startswith(name)]
     measured, planned = (np.array([float(row[column]) for row in of_source]) for column in (6, 7))
     errors = 100 * (planned / measured - 1)
     span = f"{errors.min():+.0f} to {errors.max():+.0f} %"
-    panel.plot(measured, planned, mark, color=colour, label=f"{source_name}: {span}")
+    panel.plot(measured, planned, mark, color=colour, label=f"{name}: {span}")
 panel.plot([120, 600], [120, 600], color="black", lw=0.5)
 panel.set(title="TFLOP/s of a GPU: plans and runs", xlabel="measured", ylabel="planned")
 panel.legend(frameon=False)
