@@ -86,8 +86,11 @@ def utf8(code_point):                                       # an int below 11141
 check(utf8, case(65, want=b"A"), case(960, want="π".encode(), why="two bytes: 110xxxxx 10xxxxxx"),
       case(0x7F, want=b"\x7f", why="127 is the last code point of one byte"),
       case(0x80, want="\x80".encode(), why="128 is the first code point of two bytes"),
+      case(0x7FF, want="\u07ff".encode(), why="2047 is the last code point of two bytes"),
       case(0x800, want="\u0800".encode(), why="2048 is the first code point of three bytes"),
       case(0x263A, want="☺".encode(), why="three bytes: 1110xxxx 10xxxxxx 10xxxxxx"),
+      case(0xFFFF, want="\uffff".encode(), why="65535 is the last code point of three bytes"),
+      case(0x10000, want="\U00010000".encode(), why="65536 is the first code point of four bytes"),
       case(0x1D538, want="𝔸".encode(), why="four bytes: 11110xxx, then three times 10xxxxxx"))
 
 # %% [markdown]
@@ -237,10 +240,11 @@ cut_gpt2 = regex.compile(patterns.GPT2)
 print(cut_gpt2.findall("The dog. My dog! A dog? It's 2024, and they'll run"))
 
 # %% [markdown]
-# In words: `'s` and other contractions; or a space (perhaps) and letters; or a space and digits; or a space and other
-# signs; or white space. ` dog` is the same piece before every sign. The space belongs to the word after it, so that
-# a text needs no extra tokens for its spaces. That is also why a prompt that ends in a space disturbs a model: the
-# space has become a token of its own, and what usually follows that is not a word with its own space.
+# In words: `'s` and other contractions; or a space (perhaps) and letters (`\p{L}`); or a space and digits (`\p{N}`); or
+# a space and other signs; or white space, without its last character if a word follows. ` dog` is the same piece before
+# every sign. The space belongs to the word after it, so that a text needs no extra tokens for its spaces. That is also
+# why a prompt that ends in a space disturbs a model: the space has become a token of its own, and what usually follows
+# that is not a word with its own space.
 #
 # Words repeat. So training need not walk through the text again and again: it counts how often each piece occurs, and
 # works on the different ones only.
@@ -339,8 +343,8 @@ own_ids = [id for piece in cut_gpt2.findall(unseen) for id in encode_piece(piece
 print("the same ids:", own_ids == fast.encode(unseen), f"({len(unseen)} bytes, {len(own_ids)} tokens)")
 
 # %% [markdown]
-# To see the tokens, colour them. A space is drawn as a dot. Above no merges, below all of ours, and last the
-# vocabulary of 1,024 tokens of the model that we shall take apart in the next tutorials: it was learned from more text.
+# To see the tokens, colour them. A space is drawn as a dot. From the top: no merges, 40, all of ours, and the
+# vocabulary of 1,024 tokens of the model that we shall take apart in the next tutorials, learned from more text.
 
 # %%
 TINTS = ["#bcd4ea", "#f3c9b5", "#c5e0c4", "#ecdf9e"]
@@ -451,7 +455,7 @@ for name, values in compression.items():
     print(f"{name:24} {values[-1]:.2f} bytes a token with {counts[-1]} merges")
 panel.set_xscale("symlog", linthresh=10)
 panel.set(xlabel="merges (logarithmic)", ylabel="bytes a token",
-          title="Ten times as many merges add less than one byte a token")
+          title="Ten times as many merges add about one byte a token at best")
 panel.legend()
 plt.show()
 
@@ -651,7 +655,7 @@ from_outside = "Once upon a time<|endoftext|>"
 as_text = model_tokenizer.encode(from_outside)
 as_special = model_tokenizer.encode(from_outside, allowed_special="all")
 for ids in (as_text, as_special):
-    print(len(ids), "tokens:", *(model_tokenizer.tokens[id].decode() for id in ids), sep=" | ")
+    print(len(ids), "tokens:", [model_tokenizer.tokens[id].decode() for id in ids])
 
 # %% [markdown]
 # ## Summary
@@ -660,7 +664,7 @@ for ids in (as_text, as_special):
 # - Characters make texts long (attention pays T²), words never end: of the words of an unseen tenth, the share printed
 #   in section 2 was not in the list.
 # - BPE merges the most frequent pair, again and again; a few hundred merges halve the length, and ten times as many
-#   add less than one byte a token. Encoding applies the merges in the order in which training made them.
+#   add about one byte a token at best. Encoding applies the merges in the order in which training made them.
 # - Text is cut before it is merged, so that `dog.` and `dog!` share ` dog`; since GPT-4 a number is cut into at most
 #   three digits; what is frequent in the training text decides the rest, runs of spaces included.
 # - `decode(encode(text)) == text` always; `encode(decode(ids)) == ids` not always. A token may be half a character.

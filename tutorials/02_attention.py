@@ -91,7 +91,8 @@ def softmax(scores):                                                  # (..., T)
 # %%
 two_rows = np.array([[0.0, np.log(3.0)], [5.0, 5.0]])
 check(softmax, case(two_rows, want=np.array([[0.25, 0.75], [0.5, 0.5]]), why="each row adds up to 1 by itself"),
-      case(np.array([[1000.0, 1000.0]]), want=np.array([[0.5, 0.5]]), why="take the largest of the row away first"),
+      case(np.array([[1000.0, 1000.0], [0.0, 0.0]]), want=np.full((2, 2), 0.5),
+           why="take the largest of the row away first: of each row its own"),
       case(np.array([[0.0, -np.inf]]), want=np.array([[1.0, 0.0]]), why="exp(-inf) is 0: that is how to forbid"),
       case(np.zeros((2, 3, 4)), want=np.full((2, 3, 4), 0.25), why="the last axis, whatever comes before"))
 
@@ -351,7 +352,7 @@ for name, T, C, H in (("our model", 128, 128, 4), ("GPT-2", 1024, 768, 12), ("lo
           f"ratio {T / (2 * C):.2f}; weights {4 * H * T * T / 1e9:.2g} GB")
 
 # %% [markdown]
-# The last line is a text as long as today's models accept. Nobody stores 2 terabytes per layer: FlashAttention computes
+# The last line is a text as long as many models accept. Nobody stores 2 terabytes per layer: FlashAttention computes
 # the same numbers without ever having the matrix ([tutorial 8](08_flash_attention.ipynb)).
 #
 # **Predict:** the text becomes twice as long. How much longer does our `attention_weights(q, k) @ v` take, how much
@@ -383,9 +384,9 @@ panels[0].legend()
 plt.show()
 
 # %% [markdown]
-# About four times for each doubling, once the text is long. The memory is a few times what we counted, since NumPy
-# makes a new matrix for each step: the scores, the masked scores, the exponentials, the weights. The last factor of
-# each line says how many exist at the worst moment.
+# By the count four times for each doubling; more where the matrices outgrow the processor's caches. The memory is a few
+# times what we counted, since NumPy makes a new matrix for each step: the scores, the masked scores, the exponentials,
+# the weights. The last factor of each line says how many exist at the worst moment.
 
 # %% [markdown]
 # ## 7. Attention does not know the order
@@ -405,9 +406,9 @@ print("shuffled inputs give the shuffled outputs:", np.allclose(mix(x[order]), m
 
 # %% [markdown]
 # They are shuffled, too, and otherwise the same: a weighted sum does not depend on the order of its terms. To bare
-# attention *dog bites man* and *man bites dog* are one text. (With the mask a token knows which are before it, but not
-# in which order.) So the order must be put in by hand: GPT-2 adds to each token's vector one that belongs to its
-# place, from a learned table `wpe`.
+# attention *dog bites man* and *man bites dog* are one text. (With the mask a token knows which are before it, but, in
+# one layer, not in which order.) So the order is put in by hand: GPT-2 adds to each token's vector one that belongs to
+# its place, from a learned table `wpe`.
 #
 # Take that table away from the trained model, and look at its loss, on text that it has not seen. (The loss is the
 # mean of -log p of the true next token: lower is better. Tutorial 3 takes it apart.)
@@ -616,8 +617,9 @@ if why_not:
 
 # %% [markdown]
 # The plain loops need far less memory than NumPy, and skip what the mask forbids, half of the FLOPs. But they do one
-# multiplication at a time, where NumPy's products use the processor's vectors. The rungs above do without the matrix
-# and use the vectors, and on most machines leave both far behind. How, is told in tutorials 6 to 8.
+# multiplication at a time, where NumPy's products use the processor's vectors; so does the second rung, which keeps not
+# even a row of scores. The last two use the vectors, and on most machines leave all others far behind. How, is told in
+# tutorials 6 to 8.
 #
 # ## Summary
 #

@@ -69,7 +69,7 @@ check(count_parameters, case(1024, 128, 128, 4, want=940_800, why="this model: c
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# The formula stands above, as the line `by_hand = ...`. Biases are the terms with 13C.
+# The formula stands above, as the line `by_hand = ...`. 13C are the biases and the two norms.
 # </details>
 #
 # <details><summary>Solution</summary>
@@ -160,7 +160,8 @@ check(layernorm_by_hand, example(some, "mean and variance over the last axis; di
 #
 # A layer has two parts. *Attention* you know: it moves information between tokens. The **MLP** (multi-layer perceptron)
 # then works on each token by itself: a matrix to 4C numbers, a bend, a matrix back to C. Without the bend the two
-# matrices would be one. GPT's bend is **gelu**, a smooth way of cutting off the negative:
+# matrices would be one. GPT's bend is **gelu**, a smooth way of cutting off the negative; GPT-2 computes it
+# approximately, as
 #
 # gelu(x) = ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))
 
@@ -376,7 +377,8 @@ def loss_case(logits, targets, why):
 row = np.random.default_rng(2).standard_normal((5, 7))
 check(cross_entropy, case(np.zeros((3, 8)), np.array([0, 5, 7]), want=math.log(8), why="nothing known: log V"),
       loss_case(row, np.array([3, 1, 4, 1, 5]), "place t, column targets[t]; the mean, natural logarithm"),
-      loss_case(row * 1000, np.array([3, 1, 4, 1, 5]), "take the largest of each row out first"))
+      loss_case(row * 1000, np.array([3, 1, 4, 1, 5]),
+                "take the largest of each row out first; and p itself may round to 0, so do not take log p"))
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -423,13 +425,13 @@ panel.axis("off")
 plt.show()
 
 # %% [markdown]
-# Beginnings of words and names are dear, their ends are cheap, and so is what always follows: the line's end after a
+# Beginnings of words and names are dear, their ends mostly cheap, and so is what always follows: the line's end after a
 # speaker's colon.
 #
 # To say whether a loss is good, compare with models of no understanding. *Uniform* gives every token 1/V. *Unigram*
-# gives each its frequency. *Bigram* looks at one token back: a table of V × V counts, as many numbers as our model has
-# parameters (and ten imaginary occurrences for each token, spread as the unigram says, so that no pair that never
-# occurred gets probability 0). And each can be written in **bits per character**, which does not depend on the
+# gives each its frequency. *Bigram* looks at one token back: a table of V × V counts, about as many numbers as our
+# model has parameters (and ten imaginary occurrences for each token, spread as the unigram says, so that no pair that
+# never occurred gets probability 0). And each can be written in **bits per character**, which does not depend on the
 # tokenizer: divide by log 2, and by the characters per token. It is the size to which one could compress the text with
 # the model, so gzip's may stand beside them.
 
@@ -477,8 +479,8 @@ panel.legend()
 plt.show()
 
 # %% [markdown]
-# The embedding is worse than knowing nothing: it is certain of a wrong answer. The first layer brings most, the last
-# makes the stream what the head expects.
+# The embedding is worse than knowing nothing: it is certain of a wrong answer. The first layer brings most, each of the
+# others a little.
 
 # %% [markdown]
 # ## 8. What a token costs
@@ -558,7 +560,7 @@ for name in ("numpy", "cpp"):
           f"{inputs.size} tokens, {flops / took / 1e9:.1f} GFLOP/s by the count above")
 
 # %% [markdown]
-# The same model on kernels in C++: the same numbers but for rounding, and on most machines several times the speed.
+# The same model on kernels in C++: the same numbers but for rounding, and on most machines in less time.
 #
 # ## Summary
 #

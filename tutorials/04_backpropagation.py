@@ -5,7 +5,7 @@
 # a gradient right or wrong by finite differences, and say how small an error that proof can see; put the pieces
 # together to the backward pass of a whole GPT; count what it costs in arithmetic and in memory.
 #
-# **Needs:** a laptop; NumPy; the derivative of `f(g(x))`.  **Before:** [tutorial 3](03_gpt_forward.ipynb)
+# **Needs:** a laptop; NumPy; the derivative of `f(g(x))`.  **Before:** [3](03_gpt_forward.ipynb)
 # **Time:** about 75 minutes
 
 # %%
@@ -245,10 +245,10 @@ print(f"the same, 1 % off in one of 600:   {disagreement(cubes, x, almost):.1e}"
 # - `W[n, k]` goes into `y[r, n]` for every *row*, with the factor `x[r, k]`: `dW[n, k] = sum_r dy[r, n] x[r, k]`;
 # - `b[n]` goes into `y[r, n]` for every row, with the factor 1: `db[n] = sum_r dy[r, n]`.
 #
-# Each is a product of matrices, and one need not remember which: `dx` must be (rows, K), and of a (rows, N) and an (N,
-# K) array only `dy @ W` is that. `dW` must be (N, K), so it is `dy.T @ x`. Note what the second one means: a sum over
-# tokens. Every token leaves its remark on the same weights, an *outer product* of what it wanted (`dy`) and what it saw
-# (`x`), and the remarks are added up:
+# The first two are products of matrices, and one need not remember which: `dx` must be (rows, K), and of a (rows, N)
+# and an (N, K) array only `dy @ W` is that. `dW` must be (N, K), so it is `dy.T @ x`. Note what the second one means: a
+# sum over tokens. Every token leaves its remark on the same weights, an *outer product* of what it wanted (`dy`) and
+# what it saw (`x`), and the remarks are added up:
 
 # %%
 x, dy = rng.normal(size=(3, 8)), rng.normal(size=(3, 6))                    # 3 tokens, K = 8, N = 6
@@ -438,8 +438,8 @@ plt.show()
 # than the circle, which leaves the trace of its direction that is printed above.)
 #
 # Many people test a backward pass with the loss `y.sum()`, for which `dy` is 1 everywhere: it is the first thing that
-# comes to mind. Below stand the right formula and two wrong ones, one that forgets the third term, and
-# that one times 1000.
+# comes to mind. Below stand the right formula and two wrong ones, one that forgets the third term, and that one
+# times 1000.
 #
 # **Predict:** with `weight = 1`, which of the three does the test with `dy = 1` find wrong?
 
@@ -586,7 +586,7 @@ print(f"for T = 4096, D = 64: {2 * 4096 * 4096:,} numbers or {2 * 4096 * 64:,}, 
 
 # %% [markdown]
 # Inside is `sum_j P[i, j] V[j]`, which is the output `O[i]` that we already have. This small identity is one of the two
-# reasons why FlashAttention can go backwards at all.
+# reasons why FlashAttention can go backwards at all; `lse`, below, is the other.
 #
 # ### Exercise 4 (12 minutes): attention, backwards
 #
@@ -605,8 +605,7 @@ def attention_case(T, D, why):
 
 
 check(attention_backward,
-      attention_case(1, 4, "one token sees only itself: dq and dk are 0, dv is do"),
-      attention_case(6, 4, "result 0 (dq) and 1 (dk): softmax_backward, the mask, the scale, and the transpose in dk"),
+      attention_case(6, 4, "result 0 (dq), 1 (dk): softmax_backward, the mask, the scale, dk's transpose; 2 is dv"),
       attention_case(5, 9, "here the scale is 1 / 3: it belongs to S, and so to dq and to dk"), tolerance=1e-12)
 
 # %% [markdown]
@@ -752,7 +751,7 @@ def loss_and_grads(config, p, tokens, targets):
     dlogits = ops.cross_entropy_backward(1 / (B * T), logits, targets, lse)
     dh, grads["norm.weight"], grads["norm.bias"] = ops.layernorm_backward(
         dlogits @ p["wte"], h, p["norm.weight"], mean, rstd)
-    return losses.mean(), *down_the_layers(p, layers, dh, H, kept, grads, tokens, dlogits, y)
+    return losses.mean(), down_the_layers(p, layers, dh, H, kept, grads, tokens, dlogits, y)
 
 # %%
 def down_the_layers(p, layers, dh, H, kept, grads, tokens, dlogits, y):
@@ -765,7 +764,7 @@ def down_the_layers(p, layers, dh, H, kept, grads, tokens, dlogits, y):
     np.add.at(grads["wte"], tokens, dh)                                                 # ... and as the embedding
     grads["wpe"] = np.zeros_like(p["wpe"])
     grads["wpe"][:tokens.shape[1]] = dh.sum(axis=0)                                     # all texts use it
-    return grads,
+    return grads
 
 # %% [markdown]
 # A tiny GPT in float64, with all weights random (at its start a GPT has biases of 0 and norms of 1, which would hide
@@ -809,7 +808,7 @@ for row, found in enumerate(errors.values()):
     panel.semilogx(np.maximum(found, 1e-14), [row] * len(found), "o", color=BLUE, markersize=4)
 panel.axvline(1e-5 ** 2, color=GREY, linestyle=":")
 panel.set_yticks(range(len(errors)), errors, fontsize=8)
-panel.set(title="Every kind of parameter against finite differences (dotted: h²)", xlim=(1e-14, 1e-3),
+panel.set(title="Every kind of parameter against finite differences (dotted: h²)", xlim=(5e-15, 1e-3),
           xlabel="error, relative to the parameter's largest gradient")
 panel.invert_yaxis()
 plt.show()
@@ -887,8 +886,8 @@ print(f"counted: {counted / 1e6:.2f} MB, kept: {measured / 1e6:.2f} MB, ratio {m
 
 # %% [markdown]
 # The activations grow with the batch, everything else does not: the weights, as many gradients, and two more numbers
-# for each weight that the optimiser AdamW keeps ([tutorial 5](05_training.ipynb)). The same count for this model and
-# for GPT-2, texts of 1024 tokens:
+# for each weight that the optimiser AdamW keeps ([tutorial 5](05_training.ipynb)). The same count for this model, and
+# for GPT-2 with texts of 1024 tokens:
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.2))
@@ -934,18 +933,18 @@ for T in (64, 1024, 8192):
 # - A layer keeps 16 C + 4 + H numbers for each token. Keeping attention's probabilities too would double that at
 #   T = 1024 in GPT-2.
 #
-# **Next:** [5. Training on real text](05_training.ipynb). The assignment [a1_ops](assignments/a1_ops) asks for all of
-# these operations, graded.
+# **Next:** [5. Training on real text](05_training.ipynb). The assignment [A1](assignments/a1_ops/README.md) asks for
+# all of these operations, graded.
 #
 # ## Papers
 #
 # - Rumelhart, Hinton, Williams, *Learning representations by back-propagating errors*, Nature 323, 1986.
-# - Baydin, Pearlmutter, Radul, Siskind, *Automatic differentiation in machine learning: a survey*,
+# - Baydin, Pearlmutter, Radul, Siskind, *Automatic differentiation in machine learning: a survey*, 2015,
 #   [arXiv:1502.05767](https://arxiv.org/abs/1502.05767).
-# - Ba, Kiros, Hinton, *Layer Normalization*, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450).
-# - Press, Wolf, *Using the Output Embedding to Improve Language Models* (tied weights),
+# - Ba, Kiros, Hinton, *Layer Normalization*, 2016, [arXiv:1607.06450](https://arxiv.org/abs/1607.06450).
+# - Press, Wolf, *Using the Output Embedding to Improve Language Models* (tied weights), 2016,
 #   [arXiv:1608.05859](https://arxiv.org/abs/1608.05859).
-# - Dao, Fu, Ermon, Rudra, Ré, *FlashAttention* (`delta` from the outputs),
+# - Dao, Fu, Ermon, Rudra, Ré, *FlashAttention* (`delta` from the outputs), 2022,
 #   [arXiv:2205.14135](https://arxiv.org/abs/2205.14135).
-# - Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost* (gradient checkpointing),
+# - Chen, Xu, Zhang, Guestrin, *Training Deep Nets with Sublinear Memory Cost* (gradient checkpointing), 2016,
 #   [arXiv:1604.06174](https://arxiv.org/abs/1604.06174).

@@ -68,10 +68,10 @@ def verdict(function, cases, tolerance=1e-6):
 
 
 def difference(got, want, tolerance=1e-6):
-    """What is wrong with a result, in words; None if nothing is. Tuples are compared one by one."""
+    """What is wrong with a result, in words; None if nothing is. Several results are compared one by one."""
     if isinstance(want, tuple):
-        if not isinstance(got, tuple) or len(got) != len(want):
-            return f"is {short(got)}, expected {len(want)} results"
+        if not (isinstance(got, (tuple, list)) or np.ndim(got)) or len(got) != len(want):
+            return f"is {short(got)}, expected a tuple of {len(want)}"
         found = (difference(g, w, tolerance) for g, w in zip(got, want, strict=True))
         return next((f"result {i}: {problem}" for i, problem in enumerate(found) if problem), None)
     if not isinstance(want, (np.ndarray, float, np.floating)):
