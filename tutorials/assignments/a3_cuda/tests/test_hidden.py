@@ -71,7 +71,7 @@ def test_layernorm_backward_reads_x_and_dy_once(adapters, rng):
     rows, C = 8, 512
     needed = 4 * rows * C * FLOAT + 2 * rows * C // 32 * 32                   # a sector of mean and rstd for 32 numbers
     agrees(adapters, "layernorm_backward_x", "layernorm_backward", ("dx",), **norm_backward(rng, rows, C))
-    moves(adapters, needed, "for every row dy, x and weight read once, dx written once, mean and rstd read by every warp")
+    moves(adapters, needed, "for every row dy, x and weight read once, dx written once, mean and rstd by every warp")
 
 
 @pytest.mark.task("3.3", points=4, look="the last part, which has fewer rows; columns at the edge", visibility="hidden")
