@@ -93,7 +93,7 @@ def test_the_check_of_an_exercise():
     assert "nan" in lesson.verdict(lambda x: x * np.nan, cases)
     assert lesson.difference(float("nan"), 1.0) and lesson.difference(True, 1) and lesson.difference(2, 2.0) is None
     assert lesson.difference(-np.inf, -np.inf) is None and lesson.difference((1, 2), (1, 3)).startswith("result 1")
-    assert lesson.difference([1, 2], (1, 2)) is None and "a tuple of 2" in lesson.difference(1.0, (1, 2))
+    assert lesson.difference([1, np.int32(2)], (1, 2)) is None and "a tuple of 2" in lesson.difference(1.0, (1, 2))
     assert lesson.difference([1, 2], [1, 2]) is None and lesson.difference(None, 1.0)
 
 

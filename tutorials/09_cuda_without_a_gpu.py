@@ -232,9 +232,9 @@ plt.show()
 # ## Shared memory, barriers, and a race
 #
 # The threads of a block can work together, since they share a small memory beside their processor: *shared memory*,
-# declared `__shared__`, up to 227 KB a block on an H100 and many times faster than the GPU's main memory, which is
-# called *global*. Here a block adds up 128 numbers. Each thread puts one into shared memory; then half of the threads
-# add what the other half has, then a quarter, and so on: a *tree*. 127 additions in 7 steps.
+# declared `__shared__`, up to 48 KB a block (on request 227 KB on an H100) and many times faster than the GPU's main
+# memory, which is called *global*. Here a block adds up 128 numbers. Each thread puts one into shared memory; then half
+# of the threads add what the other half has, then a quarter, and so on: a *tree*. 127 additions in 7 steps.
 #
 # For this, threads must wait until the others have written. `__syncthreads()` is a *barrier*: no thread of the block
 # goes on before all have come to it. One is missing below.
@@ -384,7 +384,7 @@ plt.show()
 
 # %% [markdown]
 # The sums may differ in the last digit, for the additions come in another order. (Another compiler may keep a number in
-# a register where this one reads it again, and count a few accesses less.)
+# a register where this one reads it again, and count fewer accesses.)
 #
 # ### Exercise 3 (10 minutes): the largest of a warp
 #
@@ -536,8 +536,9 @@ plt.show()
 # colour is one read. On the left it is a column of single numbers, 32 sectors; on the right a stretch of 32
 # neighbours, 4 sectors. The same numbers are added up by both.
 #
-# (A GPU has caches, and the eight numbers of a sector may be found there by the seven reads that follow. But 270,336
-# threads that each walk along a row of their own ask for more at a time than a cache of a GPU holds.)
+# (A GPU has caches, and the seven reads that follow may find their numbers there. But a cache keeps lines of 128 bytes,
+# and 2048 threads that each walk along a row of their own need 2048 · 128 bytes at a time: 256 KB, all that a processor
+# of an H100 has for cache and shared memory together.)
 #
 # ## Banks: shared memory in 32 columns
 #
@@ -778,7 +779,7 @@ plt.show()
 #
 # ## The real lines
 #
-# `csrc/cuda` holds all of minigpt's kernels, as plain `.cu` files. The butterfly is that of exercise 3:
+# `csrc/cuda` holds all of minigpt's kernels, as plain `.cu` files. The butterfly is that of `shuffles`:
 
 # %%
 source("csrc/cuda/reduce.cuh", "// Butterfly", "}")

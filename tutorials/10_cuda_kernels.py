@@ -9,8 +9,8 @@
 # and banks, [8](08_flash_attention.ipynb) for the online softmax.  **Time:** about 90 minutes
 #
 # A text of 4096 tokens, 16 heads: written down, the scores of one layer's attention are $16 \cdot 4096^2$ floats, 1 GB.
-# Moving them to memory and back six times takes an H100 some 2 ms; the arithmetic, on its tensor cores, would take
-# less than a twentieth of that. All of this tutorial is about not moving them.
+# The simplest kernels below move each of them six times, to memory or back: on an H100 some 2 ms. The arithmetic, on
+# its tensor cores, would take less than a twentieth of that. All of this tutorial is about not moving them.
 
 # %%
 import matplotlib.pyplot as plt
@@ -318,7 +318,7 @@ check_kernel(FUSED + LAUNCH_FUSED, "run_fused",
              case(*short, np.full((48, D), np.nan, np.float32), 48, D**-0.5, want=attention(*short),
                   why="l and o were added up relative to the old m: both must be scaled by c = exp(m - m_new)"),
              case(*steep, np.full((48, D), np.nan, np.float32), 48, D**-0.5, want=attention(*steep),
-                  why="scores of several hundred: no exponent may be above 0, so m must follow the largest"),
+                  why="scores above 100, of which expf is infinite: m must follow the largest of them"),
              tolerance=1e-4)
 
 # %% [markdown]
@@ -451,8 +451,8 @@ print("largest difference from NumPy:", np.abs(result - attention(*small)).max()
 print(*report.findings, sep="\n\n")
 
 # %% [markdown]
-# Whatever the difference above is, a thread that is done with its tile goes on and overwrites the keys that others
-# still need.
+# (Lines are counted from the first of `STEP` on.) Whatever the difference above is, a thread that is done with its tile
+# goes on and overwrites the keys that others still need.
 
 # %%
 check_kernel(STEP + TILES + LAUNCH, "run_tiles",
@@ -661,8 +661,9 @@ panels[2].set(title="swizzled: chunk at each place", xlabel="place in the row (4
 plt.show()
 
 # %% [markdown]
-# On the left, four banks at a time are asked for eight words while 28 are idle; in the middle, all 32 are asked for
-# one. On the right is why: chunk 0 (red) of eight neighbouring rows is in eight different places. The real lines:
+# On the left, four banks at a time are asked for eight words of $K$, or for four of $V$, while 28 are idle; in the
+# middle, all 32 are asked for one. On the right is why: chunk 0 (red) of eight neighbouring rows is in eight different
+# places. The real lines:
 
 # %%
 source("csrc/cuda/attention/swizzle.cuh", "// Where the number (row, d)", "}")
@@ -769,9 +770,9 @@ source("csrc/cuda/attention/forward_8_hopper.cu", "  for (int n = 0; n < tiles; 
 # ## What a GPU would change
 #
 # The numbers above are asked-for sectors. On a GPU caches would catch part of them: the repeated reads of `fused_rows`
-# come mostly from the L2 cache, and so it is not 37 times slower than `tiled`. The emulator does not know how
-# many registers a kernel takes, which is what limits the size of tiles, nor when a copy overlaps with a product. The
-# headers in `csrc/cuda` say what was counted, and what is still to be measured on a GPU.
+# would come mostly from the L2 cache, so do not expect it to be 37 times slower than `tiled`. The emulator does not
+# know how many registers a kernel takes, which is what limits the size of tiles, nor when a copy overlaps with a
+# product. The headers in `csrc/cuda` say what was counted, and what is still to be measured on a GPU.
 #
 # ## Summary
 #

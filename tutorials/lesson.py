@@ -75,7 +75,7 @@ def difference(got, want, tolerance=1e-6):
         found = (difference(g, w, tolerance) for g, w in zip(got, want, strict=True))
         return next((f"result {i}: {problem}" for i, problem in enumerate(found) if problem), None)
     if not isinstance(want, (np.ndarray, float, np.floating)):
-        same = type(got) in (type(want), np.int64) and got == want
+        same = (type(got) is type(want) or isinstance(got, np.integer)) and got == want
         return None if same else f"is {short(got)}, expected {short(want)}"
     try:
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
