@@ -539,8 +539,9 @@ for panel, (what, head) in zip(panels.flat, chosen.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# The head of the names holds on to who is speaking. The one of line ends looks back at where its line began, and so can
-# know how long it is already; where there is none yet it looks at the name. The one before builds words from tokens.
+# The head of the names looks back at the speaker's name from nearly everywhere. The one of line ends looks back at
+# where its line began, and so can know how long it is already; where there is none yet it looks at the name. The one
+# before builds words from tokens.
 #
 # **Predict:** cut out a head (set the columns of the projection that read it to 0). By how much does the loss rise:
 # about the same for all 16?
@@ -631,8 +632,8 @@ if why_not:
 # - Attention alone does not see the order; positions are added. In the trained model a few heads are specialists, and
 #   most can be cut out singly almost without harm.
 #
-# What to try next: another passage in section 4, with names of your own, and the heads' picture again. Then
-# [the whole GPT](03_gpt_forward.ipynb), in which attention has its place. The assignment
+# What to try next: a passage with two speakers in section 4, and the heads' picture again: which name is looked at?
+# Then [the whole GPT](03_gpt_forward.ipynb), in which attention has its place. The assignment
 # [A1](assignments/a1_ops/README.md) asks for these operations with their gradients.
 #
 # ## Papers

@@ -50,20 +50,23 @@ def check(function, *cases, tolerance=1e-6):
 
 def verdict(function, cases, tolerance=1e-6):
     name = function.__name__
-    for arguments, want, why in cases:
+    for number, (arguments, want, why) in enumerate(cases):
         before = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        reason = f"\n  {why}" if why else ""
         call = f"{name}({', '.join(map(short, arguments))})"
         try:
             got = function(*arguments)
         except Exception as error:
-            return f"wrong: {call} raised {type(error).__name__}: {error}" + (f"\n  {why}" if why else "")
+            return f"wrong: {call} raised {type(error).__name__}: {error}{reason}"
         if got is None and want is not None:
-            return f"not written yet: put your lines where the ... of {name} is, and run both cells again"
+            if number:
+                return f"wrong: {call} returns nothing{reason}"
+            return f"not written yet: {name} returns nothing; put your lines where its ... is, and run both cells again"
         for old, new in zip(before, arguments, strict=True):
             if isinstance(old, np.ndarray) and not np.array_equal(old, new, equal_nan=old.dtype.kind in "fc"):
                 return f"wrong: {name} changed its argument; work on a copy"
         if problem := difference(got, want, tolerance):
-            return f"wrong: {call} {problem}" + (f"\n  {why}" if why else "")
+            return f"wrong: {call} {problem}{reason}"
     return f"right: {name}, {len(cases)} case{'s' * (len(cases) > 1)}"
 
 
