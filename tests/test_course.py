@@ -30,7 +30,7 @@ from minigpt.course.worker import NOT_WRITTEN
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "tutorials" / "assignments").glob("*/assignment.toml"))
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-A1 = ROOT / "tutorials" / "assignments" / "a1_ops"
+A1, A4 = (ROOT / "tutorials" / "assignments" / name for name in ("a1_ops", "a4_train"))
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="students' processes are limited as POSIX does")
 
@@ -352,13 +352,54 @@ def test_a_folder_becomes_a_table(impatient, isolation, tmp_path, capsys):
         archive.writestr("a1_ops-main/../../student/escaped.py", "")
     (folder / "eve.zip").write_bytes(b"PK\x03\x04 no zip at all")
     grade.grade_folder(impatient, folder, tmp_path / "grades.csv", isolation, "secret")
-    with open(tmp_path / "grades.csv", newline="") as file:
+    with open(tmp_path / "grades.csv", encoding="utf-8-sig", newline="") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
     assert {name: row["score"] for name, row in rows.items()} == {"'=ada": "100", "bob": "9", "eve": "0"}
     assert rows["bob"]["task 2.1"] == "3" and "student/linear.py" in rows["bob"]["problem"]
     assert "cannot be read" in rows["eve"]["problem"]
     assert "100 of 100 points" in (tmp_path / "grades" / "=ada.md").read_text()
     assert not list(tmp_path.rglob("escaped.py"))
+
+
+def test_a_table_goes_on_where_it_was_left(tmp_path, monkeypatch):
+    """What was interrupted, or what came late: nobody in the table is graded again, and what a person added stays."""
+    asked, folder, out = [], tmp_path / "submissions", tmp_path / "grades.csv"
+    monkeypatch.setattr(grade, "run_tests", lambda *_: asked.append(1) or ([], ""))
+    for name in ("j.smith", "j.doe", "=Žofie", ".git", "__MACOSX"):
+        (folder / name).mkdir(parents=True)
+    grade.grade_folder(Assignment.load(A4), folder, out, "none", "")
+    assert len(asked) == 3 and (tmp_path / "grades" / "j.smith.md").exists()
+    out.write_text(out.read_text("utf-8").replace("j.smith,0,80,,", "j.smith,0,80,17,"), "utf-8")
+    zipfile.ZipFile(folder / "late.ZIP", "w").close()
+    rows = grade.grade_folder(Assignment.load(A4), folder, out, "none", "")
+    assert len(asked) == 4 and [row["student"] for row in rows] == ["'=Žofie", "j.doe", "j.smith", "late"]
+    assert rows[2]["by hand, of 20"] == "17" and "j.smith,0,80,17," in out.read_text("utf-8")
+    with pytest.raises(ValueError, match="no table of a1_ops"):
+        grade.grade_folder(Assignment.load(A1), folder, out, "none", "")
+    (folder / "late").mkdir()
+    with pytest.raises(ValueError, match="both of late"):
+        grade.grade_folder(Assignment.load(A4), folder, out, "none", "")
+
+
+def test_what_else_lies_in_a_submission_is_not_read(tmp_path):
+    """A git repository, an environment, a macOS zip's shadows: the files that count are found among them."""
+    folder = copy_of(A1, tmp_path / "of")
+    for i in range(900):
+        path = folder / ".git" / f"{i % 9}" / f"{i}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with zipfile.ZipFile(tmp_path / "of.zip", "w") as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            archive.write(path, f"my\\work/{path.relative_to(folder)}")
+            archive.writestr(f"__MACOSX/{path.relative_to(folder)}", "")
+    expected = {"adapters.py", *Assignment.load(A1).files}
+    for submission in (folder, tmp_path / "of.zip"):
+        files = grade.files_of(Assignment.load(A1), submission)
+        assert set(files) == expected and files["adapters.py"] == (A1 / "adapters.py").read_bytes()
+    for i in range(60):
+        (folder / "student" / f"{i}.py").touch()
+    with pytest.raises(ValueError, match="66 files in student/, there may be 64"):
+        grade.files_of(Assignment.load(A1), folder)
 
 
 def test_every_student_has_numbers_of_their_own(tmp_path):

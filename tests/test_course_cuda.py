@@ -115,7 +115,7 @@ def test_a_submission_is_found_in_its_folder(folder, tmp_path):
     """adapters.py is no part of it: the grader has its own."""
     with zipfile.ZipFile(tmp_path / "of.zip", "w") as archive:
         archive.writestr(f"{folder}student/first.cu", "// mine")
-    assert grade.files_of(tmp_path / "of.zip") == {"student/first.cu": b"// mine"}
+    assert grade.files_of(Assignment.load(A3), tmp_path / "of.zip") == {"student/first.cu": b"// mine"}
 
 
 ON_GPU = """

@@ -24,8 +24,8 @@ from ..files.atomic import atomic_write
 from . import builder, release
 from .layout import PATH
 
-LARGEST, MOST = 2**20, 500                # bytes of a file, and files; no submission is larger
-WRITING = (".md", ".png")                 # what a person reads, where points are given by hand
+LARGEST, MOST = 2**20, 64                 # bytes of a file, and files; no submission is larger
+WRITING = (".md", ".png", ".json")        # what a person reads, where points are given by hand
 PACKAGE = Path(__file__).parent.parent
 
 
@@ -61,7 +61,8 @@ def grade(assignment, submission, isolation, student="", secret=""):
     with tempfile.TemporaryDirectory(prefix="minigpt-grade-") as folder:
         missing, unreadable = unpack(assignment, Path(submission), Path(folder))
         tests, problem = run_tests(assignment, folder, isolation, seed)
-        writing = {path.name: path.read_bytes() for path in sorted(Path(folder, "student").rglob("*"))
+        writing = {path.relative_to(Path(folder, "student")).as_posix(): path.read_bytes()
+                   for path in sorted(Path(folder, "student").rglob("*"))
                    if assignment.by_hand and path.suffix in WRITING}
     return dict(student=student, score=sum(t["points"] for t in tests), max=total(assignment), tests=tests,
                 writing=writing, seconds=round(time.monotonic() - began, 2),
@@ -91,10 +92,9 @@ def unpack(assignment, submission, folder):
     """Copies the files that count to `folder` -> (those missing, why the submission cannot be read or "")."""
     problem = ""
     try:
-        files = files_of(submission)
+        files = files_of(assignment, submission)
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         files, problem = {}, f"the submission cannot be read: {error}"
-    files = {name: data for name, data in files.items() if assignment.handed_in(name)}
     handed_out = {name: text.encode() for name, text in release.contents(assignment).items()
                   if assignment.handed_in(name)}
     for name, data in (handed_out | files).items():
@@ -104,45 +104,76 @@ def unpack(assignment, submission, folder):
     return sorted(handed_out.keys() - files), problem
 
 
-def files_of(submission) -> dict:
-    """{name: bytes} of the plain files of a sensible size, with names relative to the folder of student/."""
-    found = {}
+def files_of(assignment, submission):
+    """{name: bytes} of the files that count, with names relative to the folder of student/. Only these are read: what
+    else is there, a .git or a bomb, may be as large as it likes."""
     if submission.is_dir():
-        for folder, _, names in os.walk(submission):                          # follows no links
-            for path in (Path(folder, name) for name in names):
-                if not path.is_symlink() and path.is_file() and path.stat().st_size <= LARGEST and len(found) < MOST:
-                    found[path.relative_to(submission).as_posix()] = path.read_bytes
-    else:
-        with zipfile.ZipFile(submission) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()[:MOST] if not info.is_dir()}
-            wanted = [name for name, size in sizes.items() if size <= LARGEST and "__MACOSX" not in name]
-            found = {name: functools.partial(bytes, archive.read(name)) for name in wanted}
-    roots = sorted((path.parent for name in found for path in (PurePosixPath(name), *PurePosixPath(name).parents)
-                    if path.name in ("adapters.py", "student")), key=lambda path: len(path.parts))
-    inside = {PurePosixPath(name): read for name, read in found.items()}
-    root = roots[0] if roots else PurePosixPath(".")
-    return {path.relative_to(root).as_posix(): read() for path, read in inside.items() if path.is_relative_to(root)}
+        paths = [Path(folder, name) for folder, _, names in os.walk(submission) for name in names]      # no links
+        return chosen(assignment, {path.relative_to(submission).as_posix(): path.read_bytes for path in paths
+                                   if not path.is_symlink() and path.is_file() and path.stat().st_size <= LARGEST})
+    with zipfile.ZipFile(submission) as archive:
+        return chosen(assignment, {info.filename.replace("\\", "/"): functools.partial(archive.read, info)
+                                   for info in archive.infolist()
+                                   if info.file_size <= LARGEST and "__MACOSX" not in info.filename})
+
+
+def chosen(assignment, found):
+    """files_of() of {name: function that reads it}. The folder of student/ is the one nearest to the top."""
+    paths = {PurePosixPath(name): read for name, read in found.items()}
+    roots = {folder.parent for path in paths for folder in (path, *path.parents)
+             if folder.name in ("adapters.py", "student")}
+    root = min(roots, key=lambda path: (len(path.parts), path), default=PurePosixPath("."))
+    inside = {path.relative_to(root).as_posix(): read for path, read in paths.items() if path.is_relative_to(root)}
+    inside = {name: read for name, read in inside.items() if assignment.handed_in(name)}
+    if len(inside) > MOST:
+        raise ValueError(f"there are {len(inside)} files in student/, there may be {MOST}")
+    return {name: read() for name, read in inside.items()}
+
+
+def submissions_in(folder):
+    """{student: path} of the folders and zips in a folder. ValueError where two have one name."""
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.name.startswith((".", "__")) or not (path.is_dir() or path.suffix.lower() == ".zip"):
+            continue
+        student = path.name if path.is_dir() else path.stem
+        if student in found:
+            raise ValueError(f"course: {found[student]} and {path} are both of {student}; leave one there")
+        found[student] = path
+    return found
 
 
 def grade_folder(assignment, folder, out, isolation, secret, say=print):
     """Grades every folder and zip in `folder`, and writes a table with a line for each to `out`, after each. Reports
-    for the students go to <out without .csv>/<student>.md, and what is to be graded by hand to a folder beside it."""
-    submissions = sorted(p for p in Path(folder).iterdir() if p.is_dir() or p.suffix == ".zip")
+    for the students go to <out without .csv>/<student>.md, and what is to be graded by hand to a folder beside it.
+    Students who are in the table keep their line: what was interrupted goes on, and what was written in by hand stays.
+    """
+    if Path(out).suffix != ".csv":
+        raise ValueError(f"course: --out is {str(out)!r}, must end in .csv")
+    reports = Path(out).with_suffix("")
+    submissions = submissions_in(folder)
+    submissions = {student: path for student, path in submissions.items() if path.resolve() != reports.resolve()}
     if not submissions:
         raise ValueError(f"course: {folder} holds no submissions (folders, or .zip files)")
-    reports, rows, began = Path(out).with_suffix(""), [], time.monotonic()
+    rows = read_csv(assignment, out)
+    graded = {row["student"] for row in rows}
+    todo = {student: path for student, path in submissions.items() if cell(student) not in graded}
+    if len(todo) < len(submissions):
+        say(f"{len(submissions) - len(todo)} of {len(submissions)} are in {out} and stay as they are; delete their "
+            "lines there to grade them again")
+    began = time.monotonic()
     reports.mkdir(parents=True, exist_ok=True)
-    for number, submission in enumerate(submissions, start=1):
-        record = grade(assignment, submission, isolation, submission.stem, secret)
-        rows.append(row(assignment, record))
-        write_csv(out, rows)
-        with atomic_write(reports / f"{submission.stem}.md") as file:
+    for number, (student, path) in enumerate(todo.items(), start=1):
+        record = grade(assignment, path, isolation, student, secret)
+        with atomic_write(reports / f"{student}.md") as file:
             file.write(report(assignment, record).encode())
         for name, data in record["writing"].items():
-            (reports / submission.stem).mkdir(exist_ok=True)
-            (reports / submission.stem / name).write_bytes(data)
-        left = (time.monotonic() - began) / number * (len(submissions) - number)
-        say(f"{number}/{len(submissions)} {submission.stem}: {record['score']} of {record['max']} in "
+            (reports / student / name).parent.mkdir(parents=True, exist_ok=True)
+            (reports / student / name).write_bytes(data)
+        rows = sorted([*rows, row(assignment, record)], key=lambda row: row["student"])
+        write_csv(out, rows)
+        left = (time.monotonic() - began) / number * (len(todo) - number)
+        say(f"{number}/{len(todo)} {student}: {record['score']} of {record['max']} in "
             f"{record['seconds']} s; {left:.0f} s left")
     return rows
 
@@ -162,15 +193,31 @@ def first_line(text):
     return text.strip().splitlines()[0] if text.strip() else ""
 
 
+def read_csv(assignment, path):
+    """The lines of a table that is there already. ValueError where it is another's."""
+    if not Path(path).exists():
+        return []
+    with open(path, encoding="utf-8-sig", newline="") as file:                # as spreadsheets save it
+        table = csv.DictReader(file)
+        columns = list(row(assignment, dict(student="", score=0, max=0, tests=[], seconds=0, problem="")))
+        if table.fieldnames != columns:
+            raise ValueError(f"course: {path} is no table of {assignment.id}, or was saved in another form; move it "
+                             "away, or name another with --out")
+        return list(table)
+
+
 def write_csv(path, rows):
-    """A table that a spreadsheet opens without running it: no cell begins like a formula."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
-    writer.writerows({key: f"'{x}" if str(x)[:1] in ("=", "+", "-", "@", "\t") else x for key, x in row.items()}
-                     for row in rows)
+    writer.writerows({key: cell(x) for key, x in row.items()} for row in rows)
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode("utf-8-sig"))                       # else spreadsheets misread names
+
+
+def cell(x):
+    """What stands in the table: a spreadsheet opens it without running it, since nothing begins like a formula."""
+    return f"'{x}" if str(x)[:1] in ("=", "+", "-", "@", "\t") else x
 
 
 def table(assignment, tests, width=100) -> str:
