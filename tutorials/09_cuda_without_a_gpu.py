@@ -150,12 +150,12 @@ extern "C" void run_bias(const float* x, const float* bias, float* y, int rows, 
 """
 
 # %%
-m, b = rng.normal(size=(5, 12)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+m, b = rng.normal(size=(11, 12)).astype(np.float32), rng.normal(size=12).astype(np.float32)
 check_kernel(BIAS, "run_bias",
              case(m[:4], b, empty(4, 12), 4, 12, want=m[:4] + b,
                   why="element i lies in row i / C and column i % C"),
-             case(m[:, :7].copy(), b[:7], empty(5, 7), 5, 7, want=m[:, :7] + b[:7],
-                  why="35 elements, 64 threads"))
+             case(m[:, :7].copy(), b[:7], empty(11, 7), 11, 7, want=m[:, :7] + b[:7],
+                  why="77 elements, two blocks of 64 threads"))
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -389,7 +389,7 @@ plt.show()
 # ### Exercise 3 (10 minutes): the largest of a warp
 #
 # Write a kernel after which `y[i]` is the largest of the 32 numbers of the warp that `i` belongs to: *each* lane has
-# it, and no shared memory is used. `fmaxf(a, b)` is the larger of two floats.
+# it, no shared memory is used, and each number is read once. `fmaxf(a, b)` is the larger of two floats.
 
 # %%
 LARGEST = """
@@ -406,7 +406,8 @@ check_kernel(LARGEST, "run_largest",
              case(np.arange(64, dtype=np.float32), empty(64), 64, want=np.repeat(np.float32([31, 63]), 32),
                   why="five exchanges, over distances 16, 8, 4, 2 and 1; each lane keeps the larger"),
              case(two, empty(128), 128, want=np.repeat(two.reshape(4, 32).max(1), 32),
-                  why="all numbers may be negative, and all lanes want the result"))
+                  why="all numbers may be negative, and all lanes want the result"),
+             most={"bytes": 2 * 4 * 128})
 
 # %% [markdown]
 # <details><summary>Hint</summary>
