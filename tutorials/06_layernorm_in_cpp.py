@@ -67,9 +67,9 @@ print(f"by arithmetic, at 10 GFLOP/s: {flops / 10e9 * 1e3:.1f} ms, measured: {t_
 # | `normed * weight` | 1 | 1 |
 # | `... + bias` | 1 | 1 |
 #
-# Together 7 reads and 5 writes. One could do with 1 and 1: read x, write y. A write has a hidden part, too: the
-# processor first reads the piece of memory (the *cache line*, 64 bytes) that it is going to change. So a write counts
-# twice.
+# Together 7 reads and 5 writes. One could do with 1 and 1: read x, write y. A write has a hidden part, too: most
+# processors first read the piece of memory (the *cache line*, 64 bytes) that they are going to change. So a write
+# counts twice.
 
 # %%
 def gigabytes(reads, writes):
@@ -126,9 +126,9 @@ plt.title("what a pass should take, and what it takes")
 plt.show()
 
 # %% [markdown]
-# A new array of this size is memory that the operating system has to find and clear, page by page (4 KB), when it is
-# first touched; that is the difference between red and blue. Grey is what blue cannot be much below, because the bytes
-# have to move: code like this is *memory-bound*, the processor waits for data. Where blue stands well above grey,
+# A new array of this size is memory that the operating system has to find and clear, page by page (4 KB or more), when
+# it is first touched; that is the difference between red and blue. Grey is what blue cannot be much below, because the
+# bytes have to move: code like this is *memory-bound*, the processor waits for data. Where blue stands well above grey,
 # NumPy has work of its own to do for every row.
 #
 # **Predict:** the copy above works on arrays of 33.6 MB. How much faster, per byte, is the same loop on two arrays of
@@ -283,7 +283,8 @@ extern "C" float sum_of(const float* x, int64_t n) {
 
 # %%
 def call_sum(library, numbers):
-    return library.sum_of(numbers, len(numbers))
+    longer = np.r_[numbers, np.full(8, 1000, np.float32)]              # what lies beyond must not be added
+    return library.sum_of(longer, len(numbers))
 
 check_cpp(SUM_OF, call_sum,
           case(np.ones(16, np.float32), want=16.0, why="two whole groups: all eight sums count"),
@@ -360,9 +361,8 @@ plt.show()
 
 # %% [markdown]
 # At mean 1000 the squares are about 1,000,000, float32 knows them to about 0.06, and the difference of two such
-# numbers is to be 1: nearly everything has cancelled. Negative variances come out, too, and the square root of one is
-# NaN. This has happened in real models, whose activations have large means. And the second pass costs little: the row
-# is in L1.
+# numbers is to be 1: nearly everything has cancelled. At mean 10,000 many variances come out negative, and the square
+# root of such a one is NaN. The second pass that would spare us this costs little: the row is in L1.
 #
 # ### Exercise 2 (8 minutes): one pass that works
 #
@@ -461,8 +461,9 @@ plt.title(f"layernorm of {rows} rows of {C} numbers; the copy moves the same byt
 plt.show()
 
 # %% [markdown]
-# With 64 sums the layernorm comes near the time of a copy that computes nothing: it is memory-bound, as it should be,
-# and more arithmetic would be free. More threads help only as far as one core alone cannot use all the bandwidth.
+# With 64 sums the layernorm comes near the time of a copy that computes nothing, on most machines: it is memory-bound,
+# as it should be, and a little more arithmetic would be free. More threads help only as far as one core alone cannot
+# use all the bandwidth.
 #
 # ## The roofline
 #
@@ -748,8 +749,9 @@ plt.title("the package's ladder of layernorm_forward")
 plt.show()
 
 # %% [markdown]
-# The last bar may lie beyond the line: it moves 8 bytes where the scale counts 12. Backward is the same story with
-# more arrays (dy and x in, dx out), and its ladder has the same rungs:
+# The last two bars have several threads and may lie beyond the line; the last one also because it moves 8 bytes where
+# the scale counts 12. Backward is the same story with more arrays (dy and x in, dx out), and its ladder has the same
+# rungs:
 
 # %%
 _, mean, rstd = fast.layernorm_forward(x, weight, bias)
@@ -767,7 +769,8 @@ for rung in fast.kernels["layernorm_backward"]:
 # - A row of 1024 numbers is 4 KB and stays in the L1 cache: a second pass over it costs no memory traffic.
 # - One sum is one chain, an addition every 4 cycles; the compiler may not reorder it. Many sums side by side cured
 #   that.
-# - E[x²] - E[x]² loses all digits of the variance as soon as the mean is some thousand times the standard deviation.
+# - E[x²] - E[x]² in float32 loses all digits of the variance when the mean is some thousand times the standard
+#   deviation.
 # - Layernorm does 0.58 FLOPs a byte, far left of the roofline's corner: the fastest one is the one that moves fewest
 #   bytes.
 # - A shared sum needs parts of its own for each chunk of rows, and chunks that do not depend on the number of threads.
