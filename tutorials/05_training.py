@@ -128,7 +128,7 @@ print(tokenizer.decode(new.generate(tokenizer.encode("ROMEO:\n"), 120, seed=1)))
 # - **bigram**: knows how frequent each character is *after each other one*. Its loss is
 #   `-sum_ab p(a, b) ln p(b | a)`, the mean over all pairs `ab` that occur.
 #
-# A GPT that does not get below the bigram's line has learnt nothing from its context but the last character.
+# Only below the bigram's line has a GPT learnt more from its context than the last character can tell.
 #
 # ### Exercise 2 (10 minutes): the bigram's loss
 #
@@ -149,10 +149,10 @@ def entropy(counts):
 noise = np.random.default_rng(0).integers(3, size=400)
 by_another_way = entropy(np.bincount(noise[:-1] * 3 + noise[1:])) - entropy(np.bincount(noise[:-1]))
 check(bigram_loss,
-      case(np.array([0, 1] * 10), 2, want=0.0, why="after 0 comes 1, after 1 comes 0, always: nothing is uncertain"),
+      case(np.array([0, 1, 0, 2] * 10 + [0]), 3, want=math.log(2) / 2,
+           why="half of all pairs begin with 0, and then 1 or 2 come equally often: ln 2; the others are certain: 0"),
       case(noise, 3, want=by_another_way,
-           why="are all pairs counted (np.add.at)? Is the logarithm that of p(b | a), and the natural one?"),
-      tolerance=1e-9)
+           why="are all pairs counted (np.add.at)? Is the logarithm that of p(b | a), and the natural one?"))
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -243,9 +243,9 @@ print(f"Adam's first step: {first.round(6)}, though the gradient is {path(adam, 
 # Both are `lr` long, whatever the gradient. (That is also why the unit of Adam's learning rate is that of the
 # parameters: 0.001 means "each number moves by about 0.001 a step".)
 #
-# Two details make *AdamW*. The running means start at 0 and are too small at first; dividing by `1 - beta^step` mends
-# exactly that (*bias correction*). And *weight decay* pulls every weight towards 0 by a share `lr * weight_decay` of
-# itself, apart from the gradient, so that `sqrt(v)` does not touch it (that is the W):
+# Two details are missing. The running means start at 0 and are too small at first; dividing by `1 - beta^step` mends
+# exactly that (*bias correction*, in Adam from the start). And *weight decay* pulls every weight towards 0 by a share
+# `lr * weight_decay` of itself, apart from the gradient, so that `sqrt(v)` does not touch it: *AdamW*.
 #
 #     m = beta1 m + (1 - beta1) g             mhat = m / (1 - beta1^step)
 #     v = beta2 v + (1 - beta2) g²            vhat = v / (1 - beta2^step)
@@ -263,15 +263,16 @@ def adamw(p, g, m, v, step, lr, weight_decay, beta1=0.9, beta2=0.99, eps=1e-8):
 # %%
 def adamw_case(step, weight_decay, why):
     p, g, m, v = np.random.default_rng(step).normal(size=(4, 5))
+    g[0] = 0
     m, v = (m, v ** 2) if step > 1 else (0 * m, 0 * v)
     want = p.copy(), m.copy(), v.copy()
     numpy_ops.adamw(want[0], g, *want[1:], step, 0.01, 0.9, 0.99, 1e-8, weight_decay)
     return case(p, g, m, v, step, 0.01, weight_decay, want=want, why=why)
 
 
-check(adamw, adamw_case(1, 0.0, "step 1: with the bias corrected, every parameter moves by lr"),
+check(adamw, adamw_case(1, 0.0, "step 1: bias corrected, each moves by lr; where the gradient is 0, not at all (eps)"),
       adamw_case(7, 0.0, "step 7: result 0 is p, 1 is m, 2 is v; m and v are returned as they are, without correction"),
-      adamw_case(7, 0.5, "with weight decay: it shrinks p itself and does not go through m and v"), tolerance=1e-10)
+      adamw_case(7, 0.5, "with weight decay: a share lr * weight_decay of the old p; m and v do not see it"))
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -306,8 +307,8 @@ source("minigpt/ops/numpy_ops.py", "m[...] = beta1 * m", "weights[...] = weights
 # noise of the batches averages out: it falls along half a cosine wave.
 #
 # **Clipping.** Now and then a batch gives a gradient many times as long as usual. All gradients of the model are taken
-# as one long vector; if its length (the *global norm*) is more than 1, all are scaled down to make it 1. Its direction
-# stays.
+# as one long vector; if its length (the *global norm*) is more than a limit, mostly 1, all are scaled down to make it
+# that. Its direction stays.
 
 # %%
 WARM_UP = 20
@@ -431,8 +432,8 @@ plt.show()
 # %% [markdown]
 # Too low: it creeps. Too high: the loss jumps up while the learning rate is still rising; a step that long leaves the
 # region in which the gradient means anything. Then it comes back to about the unigram's line, and stays there: the
-# frequencies of the characters can be learnt in any weather, everything that needs several layers to agree cannot. A
-# run that stays at the unigram's line has, as a rule, a learning rate that is too high.
+# frequencies of the characters can be learnt in any weather, everything that needs several layers to agree cannot.
+# Where a run stays at the unigram's line, a smaller learning rate is the first thing to try.
 #
 # ## Learning by heart
 #
@@ -508,7 +509,7 @@ plt.show()
 # %%
 with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(sys.stdout):   # progress goes to stderr
     blocks = TextDataset.from_tokens(ids, T + 1)
-    train_dataset, eval_dataset = blocks.split(0.1)
+    train_dataset, _ = blocks.split(0.1)                  # the last tenth is for evaluation
     arguments = TrainingArguments(folder, max_steps=60, learning_rate=1e-2, lr_scheduler_type="cosine",
                                   warmup_steps=20, weight_decay=0.1, adam_beta2=0.99, logging_steps=20,
                                   per_device_train_batch_size=16, save_strategy="no", disable_tqdm=True)
@@ -562,7 +563,6 @@ print(f"resumed: {steps} steps; the same bits in all {len(alone)} parameters:",
 
 # %% [markdown]
 # To the last bit. That is worth more than it sounds: it can be *tested*, while "about the same" cannot.
-
 #
 # ## What is asked: causal, masked, knowledge
 #
@@ -643,7 +643,8 @@ check(mask_tokens,
            why="nothing is chosen, so nothing changes and nothing is asked"),
       case(ten, chosen, draws, ten[::-1], 99, want=(np.array([99, 18, 12, 13, 14, 15, 99, 12, 18, 19]),
            np.array([10, 11, 12, -100, -100, -100, 16, 17, 18, -100])),
-           why="result 1, the labels: all chosen tokens are asked, also those that stayed as they are"))
+           why="result 0, what is seen: of the chosen, below 0.8 the mask, from there to below 0.9 another token; "
+               "result 1, the labels: all chosen are asked, also those that stayed as they are"))
 
 # %% [markdown]
 # <details><summary>Hint</summary>
@@ -688,14 +689,14 @@ figure, panel = plt.subplots(figsize=(8, 3.2))
 for name, (_, curve) in filled.items():
     panel.plot(*zip(*curve, strict=True), label=name)
 panel.axhline(math.log(len(words)), color=GREY, linestyle="--", linewidth=1, label="uniform")
-panel.set(title="The same model, asked two kinds of questions", xlabel="step", ylabel="nats per hidden token",
+panel.set(title="The same model, asked two kinds of questions", xlabel="step", ylabel="nats per token asked",
           ylim=(0, 6.2))
 panel.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
 # The masked model's loss is lower, and that does not make it the better model: its questions are easier. Of
-# `Gad·rar·al·ia` with one piece missing, the other pieces tell which name it is, and nothing has to be known about the
+# `G·ad·ra·ra·l` with one piece missing, the other pieces tell which name it is, and nothing has to be known about the
 # world. Let us ask both models for names in sentences that they have not read in this wording, once with one piece
 # hidden at a time, once with the whole name hidden.
 
@@ -757,7 +758,7 @@ plt.show()
 # - A new model's loss is `ln V`; with uniform, unigram and bigram lines in the picture a loss curve can be read. Below
 #   the bigram's line a model uses its context.
 # - AdamW moves every parameter by about the learning rate, whatever the size of its gradient. Warm-up, cosine and
-#   clipping at norm 1 keep the steps sensible. A loss that stays at the unigram's line has too high a learning rate.
+#   clipping at norm 1 keep the steps sensible. With far too high a learning rate the loss ends near the unigram's line.
 # - Low loss on text that was read often is memory. Only text put aside tells what was learnt.
 # - Two backends agree to the last digits at first and drift apart slowly; one backend gives the same bits every time.
 #   So a run that is killed and resumed can end with exactly the weights of one that was not: weights, moments and step
