@@ -460,9 +460,9 @@ panel.legend()
 plt.show()
 
 # %% [markdown]
-# The axis below is logarithmic: each step to the right costs ten times more tokens. So vocabularies end where rows of
-# the model cost more than shorter texts save: GPT-2 has 50,257 tokens, GPT-4 100,277, a model for many languages
-# 200,000 and more.
+# The lower axis is logarithmic: each power of ten to the right costs ten times as many tokens. So vocabularies end
+# where rows of the model cost more than shorter texts save: GPT-2 has 50,257 tokens, GPT-4 100,277, a model for many
+# languages 200,000 and more.
 #
 # And Python stays expensive for a vocabulary learned from plays. On what are the tokens spent? Compare it with one of
 # the same size that was learned from code.

@@ -496,7 +496,7 @@ check(on_previous, case(shift[None], want=np.array([1.0]), why="token 0 has no p
 # %%
 spelling = np.array([token.decode(errors="replace") for token in tokenizer.tokens])
 ends = (spelling == "\n")[inputs]                                     # (B, T)
-begins = np.roll(ends, 1, axis=1) & ~ends
+begins = np.pad(ends, ((0, 0), (1, 0)))[:, :-1] & ~ends               # after an end
 capitals = np.array([s.strip().isupper() and len(s.strip()) > 1 for s in spelling])[inputs]
 i, j = np.arange(128)[:, None], np.arange(128)
 meant = {"itself": (i == j)[None], "the one before": (i == j + 1)[None], "line end": ends[:, None],

@@ -179,8 +179,8 @@ panel.legend()
 plt.show()
 
 # %% [markdown]
-# The three functions that a layer needs. `name` says which arrays they use, "h.2.attn" for instance. A matrix is stored
-# as (outputs, inputs), so a product is `x @ weight.T + bias`.
+# The functions that a layer needs. `name` says which arrays they use, "h.2.attn" for instance. A matrix is stored as
+# (outputs, inputs), so a product is `x @ weight.T + bias`.
 
 # %%
 def linear(x, name):                                                  # (T, inputs) -> (T, outputs)
