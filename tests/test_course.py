@@ -15,16 +15,13 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-
-try:
-    import tomllib
-except ImportError:
-    tomllib = pytest.importorskip("tomli")
 
 from minigpt import cli
 from minigpt.course import bundle, classroom50, grade, gradescope, jail, release, student, wire
-from minigpt.course.assignment import Assignment
+from minigpt.course.assignment import Assignment, tomllib
+from minigpt.course.process import Allowance, Failed, TooSlow
 from minigpt.course.worker import NOT_WRITTEN
 
 ROOT = Path(__file__).parent.parent
@@ -276,6 +273,30 @@ def test_a_fork_bomb_ends_with_its_call(impatient, isolation, tmp_path):
                for t in tests if t["task"] == "2.1"), tests
 
 
+WAITS = """
+    import os, time
+    for _ in range(2):                    # busy children of a parent that sleeps
+        if os.fork() == 0:
+            while True: pass
+    time.sleep(99)
+"""
+
+
+def test_time_is_that_of_all_processes_and_ends_at_the_second_stop(impatient, isolation, tmp_path):
+    allowance, x = Allowance(60), np.ones(3, np.float32)
+    with student.Student(hostile(tmp_path / "of", in_function=WAITS), impatient, allowance, isolation) as of:
+        for stops in (1, 2):
+            with pytest.raises(TooSlow, match="took more than 2 s and was stopped"):
+                of.call("gelu_forward", x=x)
+            assert allowance.used > 2 * stops         # and not the clock, which would have shown 8
+        with pytest.raises(Failed, match="stopped 2 times .* not called any more"):
+            of.call("gelu_forward", x=x)
+        assert of.call("gelu_backward", dy=x, x=x).shape == x.shape
+        allowance.used = 61
+        with pytest.raises(Failed, match="the time for the whole submission, 60 s, was used up before"):
+            of.call("gelu_backward", dy=x, x=x)
+
+
 def test_files_are_out_of_reach(impatient, isolation, tmp_path):
     """A submission cannot delete, read the answers, or reach another computer."""
     canary = tmp_path / "canary"
@@ -322,7 +343,6 @@ def test_messages_are_numbers_and_arrays_only():
             return part
         return read
 
-    import numpy as np
     value = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y": (1, None, [2.5, "z", True]), "nan": float("nan")}
     back = wire.unpack(read_from(wire.pack(value)))
     assert back["x"].tolist() == value["x"].tolist() and back["x"].dtype == np.float32 and back["y"] == value["y"]

@@ -29,7 +29,7 @@ class Assignment:
     by_hand: int = 0                      # points that a person gives, on top of those of the tests: for a write-up
     seconds: int = 10                     # for one call of a student's function
     build_seconds: int = 20               # for each of the compiler's programs, for one source
-    total_seconds: int = 120              # for a whole submission
+    total_seconds: int = 120              # for a whole submission, its compilation too
     memory_mb: int = 512
     processes: int = 16
 

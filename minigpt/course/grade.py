@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from ..files.atomic import atomic_write
 from . import builder, release
 from .layout import PATH
+from .process import PATIENCE
 
 LARGEST, MOST = 2**20, 64                 # bytes of a file, and files; no submission is larger
 WRITING = (".md", ".png", ".json")        # what a person reads, where points are given by hand
@@ -45,7 +46,7 @@ def run_tests(assignment, submission=None, isolation="none", seed="", task=""):
         try:
             done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent,
                                   env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-                                  timeout=2 * assignment.total_seconds + 60)
+                                  timeout=PATIENCE * assignment.total_seconds + 60)
             problem = "" if done.returncode in (0, 1) else (done.stdout + done.stderr)[-2000:]
         except subprocess.TimeoutExpired:
             problem = "the grader itself took too long"

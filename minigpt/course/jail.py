@@ -155,6 +155,8 @@ def main():
     if spaces:
         proc = os.open("/proc", os.O_RDONLY)
         enter(config)
+    elif config["isolation"] == "user":
+        libc("prctl", 36, 1, 0, 0, 0)     # PR_SET_CHILD_SUBREAPER: whose parent has ended stays below us
     started, ready = os.pipe()
     child = os.fork()
     if not child:

@@ -24,7 +24,7 @@ import pytest
 from ..files.atomic import atomic_write
 from . import builder, native
 from .assignment import Assignment
-from .process import CannotStart, Failed, NotCompiled, Todo
+from .process import Allowance, CannotStart, Failed, NotCompiled, Todo
 from .student import Student
 
 MESSAGE = 4000                            # characters of a message that are kept
@@ -54,7 +54,7 @@ class Course:
     """What one run of the tests knows: the assignment, the student's process, the results."""
 
     def __init__(self, config):
-        self.config, self.students, self.results = config, {}, []
+        self.config, self.students, self.results, self.allowance = config, {}, [], None
         self._scratch = tempfile.TemporaryDirectory(prefix="minigpt-course-")
         self.scratch = self._scratch.name
 
@@ -62,8 +62,9 @@ class Course:
         if sanitized not in self.students:
             assignment = Assignment.load(folder)
             submission = self.config.getoption("--course-submission") or folder
-            self.students[sanitized] = Student(submission, assignment, self.config.getoption("--course-isolation"),
-                                               sanitized)
+            self.allowance = self.allowance or Allowance(assignment.total_seconds)
+            self.students[sanitized] = Student(submission, assignment, self.allowance,
+                                               self.config.getoption("--course-isolation"), sanitized)
         return self.students[sanitized]
 
     def close(self):

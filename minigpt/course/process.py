@@ -4,6 +4,7 @@ Used for the student's functions and for the compiler of their sources. Whatever
 the answer, or with Failed, which says in words what became of the process.
 """
 
+import glob
 import json
 import os
 import re
@@ -19,12 +20,16 @@ from . import jail, sanitizers, wire, worker
 HERE = Path(__file__).parent
 OUTPUT_READ, OUTPUT_SHOWN = 2**18, 1000   # characters of what it printed
 LINES_SHOWN = 20
-PATIENCE = 5                              # seconds are of the processor; the clock may show so many times more
+PATIENCE = 4                              # limits are of the processor; the clock may show so many times as much
 THROWN = re.compile(r"^terminate called after throwing an instance of '(.*)'(?:\n +what\(\): +(.*))?", re.MULTILINE)
 
 
 class Failed(AssertionError):
     """The student's function gave no answer that can be compared; says why, for the student."""
+
+
+class TooSlow(Failed):
+    """It was stopped."""
 
 
 class NotCompiled(Failed):
@@ -39,12 +44,24 @@ class Todo(Failed):
     """It is not written yet."""
 
 
+class Allowance:
+    """The seconds that a submission has in all, whatever runs for it: of the processor, so that points do not depend on
+    what else the machine is doing; and PATIENCE times as many by the clock, for who only waits."""
+
+    def __init__(self, seconds):
+        self.seconds, self.deadline, self.used = seconds, time.monotonic() + PATIENCE * seconds, 0
+
+    @property
+    def spent(self):
+        return self.used > self.seconds or time.monotonic() > self.deadline
+
+
 class Process:
     """config: as jail.py wants it, but for the pipes. `folder`: what it may write to, where it sees this machine's
-    files. seconds: of the processor, for one question; deadline: by the clock, for all."""
+    files. seconds: for one question, meant as those of the allowance."""
 
-    def __init__(self, config, folder, seconds, deadline):
-        self._seconds, self._deadline = seconds, deadline
+    def __init__(self, config, folder, seconds, allowance):
+        self._seconds, self._allowance, self._used = seconds, allowance, 0
         self._output = tempfile.TemporaryFile()
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
@@ -79,7 +96,7 @@ class Process:
 
     def ask(self, request, what):
         """Sends a request and waits for its reply, a dictionary. Failed if none comes; then the process has ended."""
-        self._began = time.monotonic(), processor_seconds(self._process.pid)
+        self._until = time.monotonic() + PATIENCE * self._seconds, self._measure() + self._seconds
         self._printed_before = os.fstat(self._output.fileno()).st_size
         try:
             while request:
@@ -88,11 +105,13 @@ class Process:
             reply = wire.unpack(self._read)
             if not isinstance(reply, dict) or not reply.keys() & {"error", "ready", "result", "build"}:
                 raise wire.BadMessage("not one of ours")
+            self._measure()
             return reply
         except TimeoutError:
             self.stop()
-            raise Failed(f"{what}took more than {self._seconds} s and was stopped (an endless loop?)"
-                         f"{self.printed()}") from None
+            had = f"what was left of {self._allowance.seconds} s" if self._allowance.spent else f"{self._seconds} s"
+            raise TooSlow(f"{what}took more than {had} and was stopped (an endless loop?)"
+                          f"{self.printed()}") from None
         except (EOFError, BrokenPipeError):
             code = self.stop()
             if code == jail.FAILED and "jail: " in self._output_text():
@@ -113,15 +132,18 @@ class Process:
         raise Failed(what + (sanitizers.finding(text) or f"{ending(code)}{self.printed()}"))
 
     def _wait(self, fd, writing=False):
-        """Until the pipe is ready. TimeoutError where the question has had its time: so that points do not depend on
-        what else the machine is doing, its own processor time, and several times as much by the clock."""
-        clock, processor = self._began
+        """Until the pipe is ready. TimeoutError where the question, or the submission, has had its time."""
+        clock, processor = self._until
         while not any(select.select([] if writing else [fd], [fd] if writing else [], [], 0.1)):
-            now = time.monotonic()
-            if now > min(clock + PATIENCE * self._seconds, self._deadline):
+            if self._measure() > processor or time.monotonic() > clock or self._allowance.spent:
                 raise TimeoutError
-            if processor_seconds(self._process.pid) - processor > self._seconds:
-                raise TimeoutError
+
+    def _measure(self):
+        """The processor's seconds that the process and all that it started have used; the allowance is told."""
+        used = max(self._used, processor_seconds(self._process.pid))         # what ends may take its count with it
+        self._allowance.used += used - self._used
+        self._used = used
+        return used
 
     def _read(self, n):
         parts = []
@@ -145,14 +167,16 @@ class Process:
 
 
 def processor_seconds(pid):
-    """What the children of a process, and those that have ended, have used. 0 where there is no /proc to tell."""
-    used, ticks = 0, os.sysconf("SC_CLK_TCK")
-    try:
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            used += sum(map(int, fields[11:15])) / ticks                      # utime, stime, cutime, cstime
-    except OSError:
-        pass
+    """What all that a process started, and what that started, has used. 0 where there is no /proc to tell."""
+    used = 0
+    for path in glob.iglob(f"/proc/{pid}/task/*/children"):
+        try:
+            for child in Path(path).read_text().split():
+                fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+                used += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")      # utime, stime, cutime, cstime
+                used += processor_seconds(child)
+        except OSError:
+            pass                          # it has ended
     return used
 
 

@@ -1,37 +1,39 @@
 """Calls a student's functions in a process of their own, and survives whatever they do.
 
-    with Student(folder, assignment, isolation) as student:
+    with Student(folder, assignment, Allowance(120), isolation) as student:
         student.call("gelu_forward", x=x)         # what it returned; or Failed, Todo, saying why not in words
 
 A process that crashes, hangs or is killed is replaced by a new one for the next call, so that one bad function costs
-its own task only. One that cannot even import the submission costs everything, quickly. A C++ or CUDA source is
-compiled when it is first needed, in a jail of its own; one that does not compile costs the tasks that need it.
+its own task only; a function that had to be stopped twice is called no more. One that cannot even import the submission
+costs everything, quickly. A C++ or CUDA source is compiled when it is first needed, in a jail of its own; one that does
+not compile costs the tasks that need it.
 """
 
+import collections
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from . import layout, sanitizers, wire
-from .process import PATIENCE, Failed, NotCompiled, Process, Todo
+from .process import Failed, NotCompiled, Process, Todo, TooSlow
 
 HERE = Path(__file__).parent
+CHANCES = 2                               # to be stopped: one input may be hard
 
 
 class Student:
-    def __init__(self, folder, assignment, isolation="none", sanitized=False):
+    def __init__(self, folder, assignment, allowance, isolation="none", sanitized=False):
         """sanitized: C++ is compiled and run with the sanitizers, see sanitizers.py."""
-        self.assignment, self.isolation = assignment, isolation
+        self.assignment, self.isolation, self._allowance = assignment, isolation, allowance
         self.broken = None                # why the submission cannot be imported, once that is known
         self.seen = None                  # what the emulator counted in the latest call, if that was of CUDA kernels
         self._unbuilt = {}                # why sources could not be compiled
+        self._stopped = collections.Counter()                                 # how often functions were
         self._sanitizers = sanitizers.environment(assignment.memory_mb) if sanitized else None
         self._process = None
-        self._deadline = time.monotonic() + PATIENCE * assignment.total_seconds
         self._scratch = tempfile.TemporaryDirectory(prefix="minigpt-course-")
         layout.lay_out(assignment, Path(folder).resolve(), Path(self._scratch.name))
 
@@ -71,11 +73,17 @@ class Student:
     def _ask(self, name, arguments):
         if self.broken:
             raise self.broken
-        if time.monotonic() > self._deadline:
-            raise Failed(f"the time for the whole submission, {self.assignment.total_seconds} s, was used up before")
+        if self._allowance.spent:
+            raise Failed(f"the time for the whole submission, {self._allowance.seconds} s, was used up before")
+        if self._stopped[name] == CHANCES:
+            raise Failed(f"{name}: was stopped {CHANCES} times (an endless loop?) and is not called any more")
         if self._process is None or not self._process.running:
             self._start()
-        return self._process.ask(wire.pack((name, arguments)), f"{name}: ")
+        try:
+            return self._process.ask(wire.pack((name, arguments)), f"{name}: ")
+        except TooSlow:
+            self._stopped[name] += 1
+            raise
 
     def _start(self):
         self._process = self._new("adapters", self.assignment.seconds, self.assignment.total_seconds, self._sanitizers)
@@ -91,7 +99,7 @@ class Student:
 
     def _new(self, does, seconds, total, environment=None):
         config = layout.configuration(self._scratch.name, self.isolation, self.assignment, does, total, environment)
-        return Process(config, f"{self._scratch.name}/tmp", seconds, self._deadline)
+        return Process(config, f"{self._scratch.name}/tmp", seconds, self._allowance)
 
     def _build(self, source):
         """Compiles a source; the library appears beside it, where the student's process sees it."""
@@ -105,7 +113,8 @@ class Student:
         """Compiles it -> why that could not be done, or ""."""
         if source not in self.assignment.sources:
             return f"adapters.py needs {source!r}, which is no source of this assignment"
-        builder = self._new("builder", self.assignment.build_seconds, self.assignment.build_seconds)
+        seconds = self.assignment.build_seconds                               # then its programs end, in their words
+        builder = self._new("builder", 2 * seconds, seconds)
         try:
             builder.ask(b"", "starting the compiler: ")
             folder = "/submission" if self.isolation == "namespaces" else f"{self._scratch.name}/submission"
