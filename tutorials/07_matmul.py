@@ -1,9 +1,9 @@
 # %% [markdown]
-# # 7. The matrix product, to nine tenths of the machine's peak
+# # 7. The matrix product, towards the machine's peak
 #
 # **You will be able to** measure the peak of your processor's arithmetic, and say what share of it a piece of code
 # reaches; choose an order of loops and a register tile by counting loads; write a matrix product in C++ that comes
-# near the peak, with packed panels and cache blocks; and explain what the missing tenth is.
+# near the peak, with packed panels and cache blocks; and say where the rest goes.
 #
 # **Needs:** a laptop with a C++ compiler (g++ or clang++).  **Before:** [6](06_layernorm_in_cpp.ipynb)  **Time:**
 # about 70 minutes
@@ -84,7 +84,7 @@ print(f"a vector holds {LANES} numbers here")
 # With how many chains is the peak reached?
 
 # %%
-counts, rounds = np.arange(1, 13), 1_000_000
+counts, rounds = np.arange(1, 13), 5_000_000
 rates = [2 * LANES * c * rounds / seconds(fma, rounds, int(c)) / 1e9 for c in counts]
 peak = max(rates)
 plt.plot(counts, rates, "o-"), plt.axhline(peak, color=GREY, ls=":")
@@ -153,8 +153,9 @@ plt.xlabel("GFLOP/s")
 plt.show()
 
 # %% [markdown]
-# The same arithmetic, and an order of magnitude or more between best and worst. With j innermost the compiler also
-# uses vectors by itself: 16 (or 8, or 4) neighbours of C are independent sums, so no order of additions changes.
+# The same arithmetic, and on most machines an order of magnitude or more between best and worst. With j innermost the
+# compiler also uses vectors by itself: 16 (or 8, or 4) neighbours of C are independent sums, so no order of additions
+# changes.
 #
 # And yet it is far from the peak. Count what one vector FMA of that loop needs: load a vector of B, load a vector of
 # C, store the vector of C. Two loads and a store for every FMA, where the processor could do as many FMAs as loads.
@@ -333,8 +334,8 @@ plt.xlabel("R, rows of the tile (registers that it needs)"), plt.ylabel("GFLOP/s
 plt.show()
 
 # %% [markdown]
-# Where the tile no longer fits, the compiler puts sums back to memory in every step, and the speed falls. (A processor
-# with AVX2 or plain SSE has 16 registers, and falls earlier.)
+# Where the tile no longer fits, the compiler puts sums back to memory in every step: a few of them cost little, many
+# cost much. (A processor with AVX2 or plain SSE has 16 registers, and falls earlier.)
 #
 # ## The same tile, a larger matrix
 #
@@ -353,9 +354,10 @@ deep_in_place = 2 * M * N * K / seconds(in_place, *deep, M, N, K, height, repeat
 print(f"960 x 960 x 960: {rates[heights.index(height)]:.0f} GFLOP/s, 480 x 960 x 3840: {deep_in_place:.0f}")
 
 # %% [markdown]
-# Count what is read from where. Every 8 rows of A meet all of B: 60 times 14.7 MB are 885 MB. No L1 or L2 cache holds
-# so much in between; it comes from L3 or from memory, each time. The processor also has to look up where each page (4
-# KB) of memory lies, and in a column of B every row is in another page. How fast is reading?
+# Count what is read from where. Every 8 rows of A meet all of B: 60 times 14.7 MB are 885 MB (with tiles of 4 rows,
+# twice that). No L1 or L2 cache holds so much in between; it comes from L3 or from memory, each time. The processor
+# also has to look up where each page (4 KB) of memory lies, and in a column of B every row is in another page. How fast
+# is reading?
 
 # %%
 READ = r"""
@@ -559,7 +561,7 @@ plt.show()
 # byte, and the blocks see to it that memory is asked far less often than L1 is.
 #
 # Why not all of the peak? Estimate the copy: packing reads and writes 8 bytes for every number of A and B, once here.
-# Its time is that of moving those bytes through the caches, beside n / 2 FLOPs for each of them. Then C is read and
+# Its time is that of moving those bytes through the caches, beside n / 8 FLOPs for each of them. Then C is read and
 # written again for every block of k, at the ends of tiles the registers are filled and emptied while no FMA starts,
 # and the first panel of a group has to come from further away.
 
@@ -678,9 +680,9 @@ ladder["NumPy @"] = flops / seconds(partial(np.matmul, A, B, out=C)) / 1e9
 # %%
 def busy():                                # the loop of FMAs on all cores at once
     with ThreadPoolExecutor(cores) as team:
-        list(team.map(lambda _: fma(5_000_000, 10), range(cores)))
+        list(team.map(lambda _: fma(10_000_000, 10), range(cores)))
 
-peak_of_all = cores * 2 * LANES * 10 * 5_000_000 / seconds(busy, repeats=3) / 1e9
+peak_of_all = cores * 2 * LANES * 10 * 10_000_000 / seconds(busy) / 1e9
 last = "minigpt, " + fast.kernels["linear_forward"][-1]
 print(f"the peak of {cores} cores together: {peak_of_all:.0f} GFLOP/s; {last}: {ladder[last] / peak_of_all:.0%} of it")
 
@@ -706,7 +708,7 @@ plt.show()
 # - The order of the loops decides what is read with gaps: the same arithmetic, an order of magnitude apart.
 # - A register tile of 8 x 3 vectors needs 11 loads for 24 FMAs, and 28 of 32 registers.
 # - Panels make the inner loop read two streams in order; blocks keep a panel of A in L1 and a group of B's in L2.
-# - Packing, edges and the ends of tiles take the last tenth; their share falls as the matrices grow.
+# - Packing, edges and the ends of tiles keep it below the peak; packing's share falls as the matrices grow.
 #
 # Next: [8](08_flash_attention.ipynb), where a matrix product, a softmax and another product become one loop.
 #
