@@ -37,6 +37,9 @@ print(f"x has {x.size:,} numbers in float32: {x.nbytes / 1e6:.1f} MB")
 #
 # That is about 7 additions and multiplications a number. They are called FLOPs, floating-point operations. A core of
 # today does more than 10 thousand million of them in a second (10 GFLOP/s) without any cleverness.
+#
+# `seconds` (in `lesson.py`) calls a function once to warm up, then several times, and takes the shortest time: the one
+# that other programs disturbed least.
 
 # %%
 def layernorm(x, weight, bias, eps=1e-5):

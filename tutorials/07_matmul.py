@@ -50,6 +50,7 @@ print(f"{flops / 1e9:.2f} GFLOP, {least_bytes / 1e6:.1f} MB: {flops / least_byte
 # How much arithmetic is there? The loop below does nothing else. `vec` (from `csrc/cpp/simd.h`) is a *vector*, a
 # register with as many numbers side by side as the processor has in one: 4, 8 or 16. `a * b + c` on vectors is one FMA
 # instruction where the processor has it. `CHAINS` of them run side by side, each waiting for its own last result only.
+# (`template <int CHAINS>` makes a function of its own for each number of chains that is asked for.)
 
 # %%
 PEAK = r"""
@@ -277,7 +278,7 @@ check_cpp(TWO_BY_TWO, call_product,
 # %% [markdown]
 # Now with vectors, R rows by V = 3 vectors. The strides are arguments (how far apart the rows of A lie, its columns,
 # the rows of B), since the same lines will serve another layout soon. `#pragma GCC unroll` asks the compiler to write
-# the small loops out, so that `sums` becomes registers.
+# the small loops out, so that `sums` becomes registers. `vec (&c)[R][V]` is an array of the caller, which is written.
 
 # %%
 TILE = r"""
