@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ microseconds = 0.0                        # that the latest kernel took
 
 def build(source) -> Path:
     """Compiles a file of yours, together with gpu.cu, to a library."""
+    if not shutil.which("nvcc"):
+        sys.exit("on_gpu.py: there is no nvcc here, the compiler of NVIDIA's CUDA toolkit")
     made = Path(tempfile.mkdtemp(prefix="on-gpu-"), f"{Path(source).stem}.so")
     subprocess.run(["nvcc", "-O3", "-std=c++17", "-arch=native", "-shared", "-Xcompiler", "-fPIC", HERE / source,
                     HERE / "given" / "gpu.cu", "-o", made], check=True)
