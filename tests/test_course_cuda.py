@@ -101,6 +101,18 @@ def test_a_bad_source_costs_its_tasks(what, isolation, tmp_path):
     assert all(said in t["message"] for t in tests), tests
 
 
+def test_launchers_that_cannot_be_called(isolation, tmp_path):
+    path = hostile(tmp_path / "of") / "student" / "first.cu"
+    text = path.read_text().replace("void residual_add(", "void add(")
+    path.write_text(text.replace("void transpose(", "void transpose(int z, "))
+    tests, _ = grade.run_tests(Assignment.load(A3), tmp_path / "of", isolation, task="1.")
+    said = {"1.1": 'residual_add: student/first.cu defines no extern "C" function residual_add(...); it has '
+                   "add(a, b, y, n), transpose(z, x, y, rows, columns)",
+            "1.2": "transpose: transpose(z, x, y, rows, columns) takes 5 arguments, not 4; leave the launcher's "
+                   "arguments as they were"}
+    assert tests and all(t["message"] == said[t["task"]] for t in tests), tests
+
+
 def test_what_students_get_has_the_launchers_of_the_solution(tmp_path):
     released = release.release(A3, tmp_path)
     for path in A3.glob("student/*.cu"):

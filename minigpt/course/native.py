@@ -29,6 +29,10 @@ class NotBuilt(Exception):
     """A library that is needed and not there yet; worker.py passes this on to the grader, who builds it."""
 
 
+class NotCallable(Exception):
+    """A function that the assignment asks for is not there, or not with these arguments: its words say it all."""
+
+
 def library(source):
     """The extern "C" functions of a source, named as in the submission, as attributes."""
     return Library(source)
@@ -44,7 +48,7 @@ class Library:
                 self._loaded = load(self._source)
             function = getattr(self._loaded, name, None)
             if function is None:
-                raise AttributeError(f'{self._source} has no function {name}; is it still there, and extern "C"?')
+                raise NotCallable(f'{self._source} has no function {name}; is it still there, and extern "C"?')
             if isinstance(self._loaded, ctypes.CDLL):
                 arguments, function.restype = [as_c(x) for x in arguments], None
             return function(*arguments)
@@ -76,7 +80,10 @@ class Watched:
         self._emulated = emulated
 
     def __getattr__(self, name):
-        function = getattr(self._emulated, name)
+        try:
+            function = getattr(self._emulated, name)
+        except AttributeError as error:
+            raise NotCallable(str(error).replace(folder + os.sep, "")) from None
 
         def call(*arguments):
             global seen
@@ -84,7 +91,10 @@ class Watched:
 
             order = next(orders)
             with emulator.watch(warps=order, blocks=order, timeout=SECONDS) as report:
-                function(*arguments)
+                try:
+                    function(*arguments)
+                except (TypeError, ValueError) as error:
+                    raise NotCallable(f"{error}; leave the launcher's arguments as they were") from None
             seen = {what: [dataclasses.asdict(x) for x in getattr(report, what)] for what in ("kernels", "lines")}
             if report.findings:
                 raise emulator.KernelError(report.findings)

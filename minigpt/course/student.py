@@ -21,6 +21,7 @@ from . import layout, sanitizers, wire
 from .process import Failed, NotCompiled, Process, Todo, TooSlow
 
 HERE = Path(__file__).parent
+KINDS = {"todo": Todo, "absent": NotCompiled}
 CHANCES = 2                               # to be stopped: one input may be hard
 
 
@@ -54,8 +55,7 @@ class Student:
         if "error" in reply:
             if self.isolation != "none" and reply["error"] != "todo":
                 self.rest()               # what it left behind, in memory above all, shall harm no other task
-            raise (Todo if reply["error"] == "todo" else Failed)(
-                f"{name}: {reply['message']}{self._process.printed()}")
+            raise KINDS.get(reply["error"], Failed)(f"{name}: {reply['message']}{self._process.printed()}")
         if reply["changed"]:
             raise Failed(f"{name}: changed its argument {', '.join(reply['changed'])}, must leave it as it is")
         self.seen = reply.get("seen")
@@ -90,7 +90,7 @@ class Student:
         try:
             reply = self._process.ask(b"", "importing your files: ")
             if "error" in reply:
-                raise (Todo if reply["error"] == "todo" else Failed)(
+                raise KINDS.get(reply["error"], Failed)(
                     f"importing your files: {reply['message']}{self._process.printed()}")
         except Failed as error:
             self.broken = error if isinstance(error, Todo) else NotCompiled(str(error))

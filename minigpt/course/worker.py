@@ -62,6 +62,9 @@ def main():
         except native.NotBuilt as error:
             answer({"build": str(error)})
             continue
+        except native.NotCallable as error:
+            answer({"error": "absent", "message": str(error)})
+            continue
         except BaseException as error:
             answer(failure(error, submission))
             continue
