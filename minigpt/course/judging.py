@@ -99,10 +99,12 @@ def shapes(arguments):
 
 
 def writes_all(adapters, name, /, **arguments):
-    """Failed unless every element of what adapters.<name> returns is a number."""
+    """Failed unless every element of what adapters.<name> returns is a number, and not the same one everywhere."""
     results = getattr(adapters, name)(**arguments)
     for i, x in enumerate(results if isinstance(results, (tuple, list)) else (results,)):
         if not np.isfinite(x).all():
             where = ", ".join(map(str, np.argwhere(~np.isfinite(x))[0]))
             raise Failed(f"{name}: result {i} is not written everywhere, or no number: element [{where}] "
                          f"(arguments: {shapes(arguments)})")
+        if x.size > 1 and np.ptp(x) == 0:
+            raise Failed(f"{name}: result {i} is {x.flat[0]:.9g} everywhere, must be computed from the arguments")

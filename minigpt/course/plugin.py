@@ -138,14 +138,19 @@ def rng(request):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests in the order of their tasks; every one has a task and points."""
+    """Tests in the order of their tasks, first those that students have: their words are for the first mistakes. Every
+    one has a task and points."""
     for item in items:
         mark = item.get_closest_marker("task")
         if mark is None or len(mark.args) != 1 or not isinstance(mark.kwargs.get("points"), int):
             raise pytest.UsageError(f'{item.nodeid}: needs @pytest.mark.task("1.1", points=2)')
     only = config.getoption("--course-task")
     items[:] = [item for item in items if item.get_closest_marker("task").args[0].startswith(only)]
-    items.sort(key=lambda item: item.get_closest_marker("task").args[0])
+    items.sort(key=lambda item: (item.get_closest_marker("task").args[0], hidden(item.get_closest_marker("task"))))
+
+
+def hidden(mark):
+    return mark.kwargs.get("visibility") == "hidden"
 
 
 def printed(item):

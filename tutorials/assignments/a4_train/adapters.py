@@ -44,7 +44,10 @@ def results():
     if not ablations.RESULTS.exists():
         raise NotImplementedError("task 7.1 is not written yet: there is no student/results.json, which "
                                   "python -m given.ablations writes")
-    return json.loads(ablations.RESULTS.read_text(encoding="utf-8"))
+    found = json.loads(ablations.RESULTS.read_text(encoding="utf-8"))
+    if unknown := set(found) - {"baseline", *ablations.ARMS}:
+        raise ValueError(f"student/results.json: {min(unknown)!r} is no arm of given/ablations.py")
+    return found
 
 
 def first_losses(arm, steps):

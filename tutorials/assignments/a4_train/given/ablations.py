@@ -2,6 +2,7 @@
 
     python -m given.ablations no_positions no_layernorm no_warmup        # in the folder of adapters.py
     python -m given.ablations --list
+    python -m given.ablations baseline --seed 2        # only prints: how much another seed changes
 
 Your functions do the work and do not know of it: an arm changes a setting, the parameters at the start, or one of the
 operations in ops.py. All arms see the same batches. You need not change this file; the grader has its own.
@@ -98,14 +99,14 @@ ARMS = {arm.__name__: arm for arm in (no_positions, no_layernorm, no_attention, 
                                       no_warmup, no_clipping, high_learning_rate, low_learning_rate)}
 
 
-def run(arm, steps=None):
+def run(arm, steps=None, seed=SEED):
     """Trains one arm ("baseline" or of ARMS) for all its steps, or the first `steps` -> what train returned."""
-    settings, params = dict(SETTINGS), init_params(CONFIG, SEED)
+    settings, params = dict(SETTINGS), init_params(CONFIG, seed)
     swapped = ARMS[arm](settings, params) if arm != "baseline" else None
     settings["steps"] = steps or settings["steps"]
     text, validation = corpus.load()
     with swap(swapped or {}):
-        history = train(params, text, validation, CONFIG, settings, SEED)
+        history = train(params, text, validation, CONFIG, settings, seed)
     return dict(loss=[round(float(loss), 5) for loss in history["loss"]],
                 validation=[[step, round(float(loss), 5)] for step, loss in history["validation"]])
 
@@ -149,22 +150,25 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m given.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("arms", nargs="*", metavar="arm", help="see --list")
     parser.add_argument("--list", action="store_true", help="the arms")
+    parser.add_argument("--seed", type=int, default=SEED, help="another than %(default)s: nothing is written")
     args = parser.parse_args()
     if args.list or not args.arms:
         print("\n".join(f"{arm:22}{function.__doc__}" for arm, function in ARMS.items()))
         return
     for arm in args.arms:
-        if arm not in ARMS:
+        if arm not in ARMS and arm != "baseline":
             parser.error(f"there is no arm {arm!r}, there are {', '.join(ARMS)}")
     arms, results, began = list(dict.fromkeys(["baseline", *args.arms])), {}, time.monotonic()
     for arm in arms:
         print(f"{arm:22}", end="", flush=True)
-        results[arm] = run(arm)
+        results[arm] = run(arm, seed=args.seed)
         left = (time.monotonic() - began) / len(results) * (len(arms) - len(results))
         print(f"loss {results[arm]['validation'][-1][1]:.3f} at the end; {left:.0f} s left")
-    RESULTS.write_text(json.dumps(results), encoding="utf-8")
-    picture(results, RESULTS.with_suffix(".png"))
-    print(f"\n{table(results)}\n\n{RESULTS} and .png are written; the table belongs into student/writeup.md")
+    print(f"\n{table(results)}\n")
+    if args.seed == SEED:
+        RESULTS.write_text(json.dumps(results), encoding="utf-8")
+        picture(results, RESULTS.with_suffix(".png"))
+        print(f"{RESULTS} and .png are written; the table belongs into student/writeup.md")
 
 
 if __name__ == "__main__":
