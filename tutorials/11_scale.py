@@ -1,11 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-# ---
-
 # %% [markdown]
 # # 11. Scale
 #
@@ -23,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,18 +24,36 @@ import numpy as np
 from lesson import BLUE, GREEN, GREY, ORANGE, RED, case, check, here, source
 
 # %%
-try:
-    import torch
-except ImportError:
-    raise ImportError("this tutorial needs PyTorch, which is not installed: pip install torch") from None
 from minigpt import GPT, ModelConfig, Tokenizer, TrainingArguments
 from minigpt.ops import numpy_ops
-from minigpt.scale import TorchGPT
-from minigpt.scale.engine import TorchEngine
 from minigpt.scale.planner import chinchilla, hardware, memory, published, report, step
 from minigpt.scale.planner.plan import make_plan
 from minigpt.scale.planner.search import search
 from minigpt.train.engine import OpsEngine
+
+# %% [markdown]
+# What the small models below learn: Shakespeare, letter by letter.
+
+# %%
+text = here("data/shakespeare.txt").read_text(encoding="utf-8")
+letters = sorted(set(text))
+ids = np.array([letters.index(letter) for letter in text[:200_000]])
+SMALL = ModelConfig(vocab_size=len(letters), block_size=64, n_layer=2, n_head=4, n_embd=64)
+starts = np.random.default_rng(0).integers(0, len(ids) - 65, (40, 16))
+BATCHES = ids[starts[..., None] + np.arange(65)]                       # (40 steps, 16 texts, 65 letters)
+
+# %% [markdown]
+# Part 1 and the processes of Part 2 need PyTorch. Where there is none, the next cell says so and a run of all cells
+# ends there; exercises 3 and 4, the ring, and Parts 3 and 4 can still be run cell by cell.
+
+# %%
+try:
+    import torch
+
+    from minigpt.scale import TorchGPT
+    from minigpt.scale.engine import TorchEngine
+except ImportError as error:
+    sys.exit(f"this tutorial goes on with PyTorch, and there is none ({error}): pip install torch")
 
 # %% [markdown]
 # # Part 1: sixteen bits
@@ -70,13 +81,13 @@ for y, (name, dtype) in enumerate(formats.items()):
     low, high = np.log2(info.smallest_normal), np.log2(info.max)
     left.barh(y, high - low, left=low, color=colour, height=0.5)
     left.barh(y, np.log2(info.eps), left=low, color=colour, height=0.5, alpha=0.3)        # ever fewer bits there
-    steps = np.arange(1, 1 + 1 / 32 + 1e-9, max(info.eps, 2.0**-17))
+    steps = np.arange(1, 1 + 1 / 32 + 1e-9, max(info.eps, 2.0**-17))                  # of float32 every 64th
     right.eventplot([steps], lineoffsets=y, linelengths=0.5, colors=colour, lw=1)
     smallest, with_all_bits = info.smallest_normal * info.eps, info.smallest_normal
     print(f"{name:8}: {smallest:.2g} (with all bits {with_all_bits:.2g}) to {info.max:.3g}")
 left.set(title="range; pale: with fewer and fewer bits", xlabel="power of two", yticks=range(3))
 left.set_yticklabels(formats)
-right.set(title="all the numbers from 1 to 1 + 1/32", yticks=[], xlabel="value")
+right.set(title="the numbers from 1 to 1 + 1/32", yticks=[], xlabel="value")
 plt.show()
 
 # %% [markdown]
@@ -156,18 +167,10 @@ print(f"below 1 the gap of bfloat16 is {2.0**-8:.5f}: a change of less than half
 
 # %% [markdown]
 # Hence the second rule: **the optimiser moves a master copy in float32**; a 16-bit copy of it is what matrix products
-# see. Three trainings of one small GPT, letter by letter on Shakespeare: all in float32; *mixed* (weights in float32,
-# matrix products in bfloat16, by `torch.autocast`); and all in bfloat16, weights too.
+# see. Three trainings of one small GPT: all in float32; *mixed* (weights in float32, matrix products in bfloat16, by
+# `torch.autocast`); and all in bfloat16, weights too.
 
 # %%
-text = here("data/shakespeare.txt").read_text(encoding="utf-8")
-letters = sorted(set(text))
-ids = np.array([letters.index(letter) for letter in text[:200_000]])
-SMALL = ModelConfig(vocab_size=len(letters), block_size=64, n_layer=2, n_head=4, n_embd=64)
-starts = np.random.default_rng(0).integers(0, len(ids) - 65, (40, 16))
-BATCHES = ids[starts[..., None] + np.arange(65)]                       # (40 steps, 16 texts, 65 letters)
-
-
 def train(engine, batches, lr=1e-3):
     """-> the loss of every step. An engine is a model with its optimiser."""
     engine.begin()
@@ -216,8 +219,8 @@ print("all in bfloat16, these weights moved:", int((coarse.h[0].norm1.weight != 
 #
 # ## Gradients too small for float16
 #
-# bfloat16 has the range of float32. float16 ends at 6e-8 below: what is smaller becomes 0. Are gradients that small?
-# Those of the trained GPT in `checkpoint/`, on 8 texts of 128 tokens:
+# bfloat16 has the range of float32. float16 ends at 6e-8 below: less than half of that becomes 0. Are gradients that
+# small? Those of the trained GPT in `checkpoint/`, on 8 texts of 128 tokens:
 #
 # **Predict:** which share of the gradients becomes 0, of the weights' and of the logits': none, a few in a hundred, or
 # more than half?
@@ -320,8 +323,22 @@ print(f"largest difference between {len(ours.grads)} gradients, by hand and by a
 # length, so the gradient of all 8 is the mean of the two gradients: if every process *averages* its gradient with the
 # other's before the step, both make the step of the whole batch, and remain equal. That is data parallelism (DDP).
 #
-# No GPU is needed to try that, two processes are enough. `torchrun` starts a program N times and tells each copy by
-# four variables who it is and where to meet the others. The same by hand:
+# No GPU is needed to try that, two processes are enough. `torchrun` starts a program N times and tells each copy, a
+# *rank*, by environment variables who it is and where to meet the others. Four of them are enough, set by hand:
+
+# %%
+def outcome(copies):
+    """Waits until all have ended well, or one has not: then the others would wait for it. -> what they printed"""
+    try:
+        while None in (codes := [copy.poll() for copy in copies]) and not any(codes):
+            time.sleep(0.05)
+    finally:                                                            # also where you interrupt: none is left
+        for copy in copies:
+            copy.kill()
+        said = [copy.communicate() for copy in copies]
+    if any(codes):
+        raise ChildProcessError("".join(errors[-500:] for _, errors in said))
+    return "".join(out for out, _ in said)
 
 # %%
 def launch(program, *arguments, ranks=2):
@@ -332,11 +349,7 @@ def launch(program, *arguments, ranks=2):
     common = dict(os.environ, WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
     command = [sys.executable, "-c", program, *map(str, arguments)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    copies = [subprocess.Popen(command, env=dict(common, RANK=str(rank)), **pipes) for rank in range(ranks)]
-    said = [copy.communicate(timeout=300) for copy in copies]
-    if any(copy.returncode for copy in copies):
-        raise ChildProcessError("".join(errors[-500:] for _, errors in said))
-    return "".join(out for out, _ in said)
+    return outcome([subprocess.Popen(command, env=dict(common, RANK=str(rank)), **pipes) for rank in range(ranks)])
 
 # %%
 HALVES = """
@@ -476,9 +489,9 @@ print(f"512 ranks: counted {2 * 511 / 512:.3f}")
 # activation.
 #
 # But each rank needs the whole of a layer only while it computes that layer. *Fully sharded data parallelism* keeps
-# 1/N of everything on each rank; just before a layer is computed its weights are gathered from all (all-gather), and
-# dropped after it; gradients are added up so that each rank gets its part of the sum (reduce-scatter): the two halves
-# of the ring, so it sends half as much again as DDP. ZeRO names the stages:
+# 1/N of everything on each rank; just before a layer is computed, forward and again backward, its weights are gathered
+# from all (all-gather), and dropped after it; gradients are added up so that each rank gets its part of the sum
+# (reduce-scatter). These are three halves of the ring where DDP sends two: half as much again. ZeRO names the stages:
 #
 # | stage | shared out among the N ranks |
 # |---|---|
@@ -502,7 +515,8 @@ def by_the_planner(parameters, stage, N):
 
 
 check(bytes_on_a_rank, *(case(7.5e9, stage, 64, want=by_the_planner(7.5e9, stage, 64),
-                              why="a stage shares out what the stages before it do, too") for stage in range(4)),
+                              why="stage 0 shares nothing, each next one what those before it do, too")
+                         for stage in range(4)),
       case(7.5e9, 3, 1, want=16 * 7.5e9, why="one rank has everything"))
 
 # %% [markdown]
@@ -592,8 +606,8 @@ plt.show()
 
 # %% [markdown]
 # The curves lie on top of each other: how a training is spread over processes changes where numbers are, not what they
-# are. That is the test this project holds every layout to (`minigpt bench parallel` draws it with a rank being killed
-# on the way). The lines that do it:
+# are, up to rounding. That is the test this project holds every layout to (`minigpt bench parallel` draws it with a
+# rank being killed on the way). The lines that do it:
 
 # %%
 source("minigpt/scale/parallel.py", "def _shard(self):", "return self.model")
@@ -645,7 +659,8 @@ def by_the_package(bias, k):
     return numpy_ops.moe_router_forward(logits_of_router, k, bias, gate="sigmoid")
 
 
-check(route, case(scores, no_bias, 2, want=by_the_package(no_bias, 2), why="gates: scores over their sum"),
+check(route,
+      case(scores, no_bias, 2, want=by_the_package(no_bias, 2), why="the best first; gates: scores over their sum"),
       case(scores, some_bias, 2, want=by_the_package(some_bias, 2), why="bias: in the choice, not in the gates"),
       case(scores, some_bias, 1, want=by_the_package(some_bias, 1), why="one expert: its gate is 1"))
 
@@ -772,9 +787,9 @@ plt.show()
 #
 # A GPT of 128 layers, 25,600 wide: a layer has $12 C^2$ parameters (attention $4 C^2$, MLP $8 C^2$). A training takes
 # **6 N D** FLOPs for N parameters and D tokens: 2 a parameter and token forward, 4 backward. How many tokens? About
-# 20 for each parameter; why, comes below. A GPU (H100) makes 989e12 FLOPs a second in 16 bits by its data sheet;
-# large trainings reach some 40 % of that, their *model FLOPs utilisation* (MFU). It draws 700 W; a server around it
-# 1.45 times as much, the building 1.1 times that.
+# 20 for each parameter; why, comes below. A GPU (H100) makes 989e12 FLOPs a second in 16 bits by its data sheet; in
+# large trainings the FLOPs that the model needs come to some 40 % of that, their *model FLOPs utilisation* (MFU). It
+# draws 700 W; a server around it, say, 1.45 times as much, the building 1.1 times that.
 
 # %%
 C, L, V, gpus = 25600, 128, 51200, 16384
@@ -811,6 +826,7 @@ smallest, free = found.too_large[0][1], gpu.memory - job.assume.reserved_bytes
 print(f"the planner: {len(found.fitting)} layouts fit, the smallest takes {smallest / 1e9:.1f} GB of {free / 1e9:.1f}")
 
 # %% [markdown]
+# (An "80 GB" GPU has $80 \cdot 2^{30}$ bytes, 85.9 GB; the planner leaves 5 of them to CUDA and the network's buffers.)
 # Most of the memory is full of one layer, the network is busy most of the time, and twice as many GPUs would need twice
 # the batch. So the model itself is cut, in two more directions:
 #
@@ -859,9 +875,10 @@ source(step.bubble)
 #
 # ## The plan
 #
-# The planner adds all this up for a layout (data, tensor, pipeline, micro-batch, ZeRO stage, recomputation of
-# activations): what each GPU holds, what it computes, what it sends over which wire. Then it tries all layouts. On the
-# command line, for a preset: `minigpt plan --preset llama3-405b --gpus 16384`. For our trillion:
+# The planner adds all this up for a layout (data, tensor, pipeline, micro-batch, ZeRO stage, and which activations are
+# recomputed in the backward pass instead of kept): what each GPU holds, what it computes, what it sends over which
+# wire. Then it tries all layouts. (HFU is MFU with what is recomputed counted too.) On the command line, for a
+# preset: `minigpt plan --preset llama3-405b --gpus 16384`. For our trillion:
 #
 # **Predict:** which part of the time of a step is not spent on matrix products: a twentieth, a fifth, or a half?
 
@@ -960,8 +977,8 @@ for sentence in " ".join(words).split(". ")[-2:]:
 # - float16 has 11 significant bits and ends at 6e-8 and 65504; bfloat16 has 8 bits and float32's range. A bfloat16
 #   sum of ones stops at 256; a weight of 1 ignores a decrease of less than 0.002. So: products in 16 bits, sums and the
 #   weights' master copy in 32, and for float16 a loss scale.
-# - Averaging gradients over ranks makes the step of the whole batch. A ring moves 2 (N - 1) / N arrays a rank, however
-#   many ranks there are.
+# - Averaging gradients over ranks makes the step of the whole batch. A ring moves 2 (N - 1) / N arrays a rank: less
+#   than 2, however many ranks there are.
 # - Training takes 16 bytes a parameter; FSDP leaves 16 / N on each rank, and the loss curve does not change.
 # - A mixture of experts separates what is stored (Mixtral: 46.7 B) from what a token costs (12.9 B); it must be kept
 #   balanced, by a bias for the choice or by an auxiliary loss.
@@ -969,7 +986,7 @@ for sentence in " ".join(words).split(". ")[-2:]:
 #   parameters can be planned on paper; measured runs show by how much such a plan is off.
 #
 # Next: [12](12_sampling.ipynb), what the trained model writes. Larger than here: `minigpt train --help` (`--parallel`),
-# `minigpt plan --help`. An ablation of your own: assignment `tutorials/assignments/a4_train`.
+# `minigpt plan --help`. An ablation of your own: [assignment 4](assignments/a4_train).
 #
 # ## Papers
 #
@@ -985,8 +1002,11 @@ for sentence in " ".join(words).split(". ")[-2:]:
 #   [arXiv:2101.03961](https://arxiv.org/abs/2101.03961); Jiang et al. 2024, *Mixtral of experts*,
 #   [arXiv:2401.04088](https://arxiv.org/abs/2401.04088); Wang et al. 2024, *Auxiliary-loss-free load balancing*,
 #   [arXiv:2408.15664](https://arxiv.org/abs/2408.15664)
-# - Huang et al. 2018, *GPipe*, [arXiv:1811.06965](https://arxiv.org/abs/1811.06965); Narayanan et al. 2021, *Efficient
+# - Huang et al. 2018, *GPipe*, [arXiv:1811.06965](https://arxiv.org/abs/1811.06965); Shoeybi et al. 2019, *Megatron-LM*
+#   (tensor parallel), [arXiv:1909.08053](https://arxiv.org/abs/1909.08053); Narayanan et al. 2021, *Efficient
 #   large-scale language model training on GPU clusters*, [arXiv:2104.04473](https://arxiv.org/abs/2104.04473)
+# - Chowdhery et al. 2022, *PaLM* (MFU), [arXiv:2204.02311](https://arxiv.org/abs/2204.02311); DeepSeek-AI 2024,
+#   *DeepSeek-V3*, [arXiv:2412.19437](https://arxiv.org/abs/2412.19437)
 # - Hoffmann et al. 2022, *Training compute-optimal large language models*,
 #   [arXiv:2203.15556](https://arxiv.org/abs/2203.15556); Besiroglu et al. 2024, *Chinchilla scaling: a replication
 #   attempt*, [arXiv:2404.10102](https://arxiv.org/abs/2404.10102)
