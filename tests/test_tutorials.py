@@ -34,7 +34,7 @@ each = pytest.mark.parametrize("path", build.SOURCES, ids=lambda path: path.stem
 def test_it_runs_and_its_exercises_can_be_done(path):
     mistakes = ROOT / "tests" / "mistakes" / f"{path.stem}.toml"
     environment = dict(os.environ, MPLBACKEND="Agg", PYTHONPATH=str(ROOT),
-                       OMP_WAIT_POLICY="passive")        # a thread that waits for others sleeps: it takes no CPU time
+                       OMP_WAIT_POLICY="passive", OPENBLAS_THREAD_TIMEOUT="4")        # who waits sleeps, off the CPU
     run = subprocess.run([sys.executable, ROOT / "tests" / "rehearse.py", path, mistakes], env=environment, text=True,
                          capture_output=True, timeout=300, stdin=subprocess.DEVNULL, cwd=FOLDER)
     assert run.returncode == 0, run.stderr
