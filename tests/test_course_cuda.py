@@ -9,8 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_course import by_task
 
-from minigpt.course import grade, release, student
+from minigpt.course import grade, release
 from minigpt.course.assignment import Assignment
 from minigpt.emulator.launchers import signatures
 
@@ -18,14 +19,6 @@ ROOT = Path(__file__).parent.parent
 A3 = ROOT / "tutorials" / "assignments" / "a3_cuda"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is Linux's")
-
-
-@pytest.fixture(scope="module")
-def isolation():
-    try:
-        return student.isolation()
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 IN_A_KERNEL = {                                       # of task 1.1, whose launcher has 4 blocks of 128 threads
@@ -68,18 +61,13 @@ def hostile(target, top="", kernel=None, launcher=None):
     return target
 
 
-def points(tests, task):
-    of_task = [t for t in tests if t["task"] == task]
-    return sum(t["points"] for t in of_task), sum(t["max"] for t in of_task)
-
-
 @pytest.mark.parametrize("what", [*IN_A_KERNEL, *IN_THE_LAUNCHER])
 def test_a_bad_kernel_or_launcher_costs_its_task_alone(what, isolation, tmp_path):
     where = "kernel" if what in IN_A_KERNEL else "launcher"
     code, said = (IN_A_KERNEL | IN_THE_LAUNCHER)[what]
     tests, problem = grade.run_tests(Assignment.load(A3), hostile(tmp_path / "of", **{where: code}), isolation,
                                      task="1.")
-    assert not problem and points(tests, "1.1") == (0, 5) and points(tests, "1.2") == (9, 9), tests
+    assert not problem and by_task(tests)["1.1"] == (0, 5) and by_task(tests)["1.2"] == (9, 9), tests
     assert all(said in f"task {t['task']}{t['message']}" for t in tests if t["task"] == "1.1"), tests
 
 
@@ -88,7 +76,7 @@ def test_a_bad_kernel_or_launcher_costs_its_task_alone(what, isolation, tmp_path
 def test_what_never_ends_is_stopped_where_it_is(what, isolation, tmp_path):
     tests, problem = grade.run_tests(Assignment.load(A3), hostile(tmp_path / "of", kernel=FOR_EVER[what]), isolation,
                                      task="1.1")
-    assert not problem and points(tests, "1.1") == (0, 5)
+    assert not problem and by_task(tests)["1.1"] == (0, 5)
     for t in tests:
         assert "stopped after 8 seconds, when thread" in t["message"] and "first.cu:" in t["message"], t
 
@@ -97,7 +85,7 @@ def test_what_never_ends_is_stopped_where_it_is(what, isolation, tmp_path):
 def test_a_bad_source_costs_its_tasks(what, isolation, tmp_path):
     code, said = AT_THE_TOP[what]
     tests, problem = grade.run_tests(Assignment.load(A3), hostile(tmp_path / "of", top=code), isolation, task="1.1")
-    assert not problem and points(tests, "1.1") == (0, 5)
+    assert not problem and by_task(tests)["1.1"] == (0, 5)
     assert all(said in t["message"] for t in tests), tests
 
 

@@ -9,7 +9,7 @@ import sys
 import zipfile
 
 import pytest
-from test_course import by_task, isolation, results, simulated  # noqa: F401  (isolation is a fixture)
+from test_course import by_task, results, simulated
 
 from minigpt import cli
 from minigpt.course import builder, grade, release, sanitizers
@@ -170,7 +170,7 @@ void fork_bomb() {                    // one that ends by itself
 
 
 @pytest.mark.parametrize("what", AT_COMPILE_TIME)
-def test_a_source_that_attacks_costs_its_own_tasks(what, tiny, isolation, tmp_path):  # noqa: F811
+def test_a_source_that_attacks_costs_its_own_tasks(what, tiny, isolation, tmp_path):
     code, said = AT_COMPILE_TIME[what]
     tests, problem = grade.run_tests(tiny, submission(tiny, tmp_path, at_top=code), isolation)
     assert not problem and by_task(tests) == {"1.1": (0, 1), "1.2": (0, 1), "2.1": (1, 1)}
@@ -179,20 +179,20 @@ def test_a_source_that_attacks_costs_its_own_tasks(what, tiny, isolation, tmp_pa
 
 
 @pytest.mark.parametrize("what", IN_A_FUNCTION)
-def test_a_bad_function_costs_its_task_alone(what, tiny, isolation, tmp_path):  # noqa: F811
+def test_a_bad_function_costs_its_task_alone(what, tiny, isolation, tmp_path):
     code, said = IN_A_FUNCTION[what]
     tests, problem = grade.run_tests(tiny, submission(tiny, tmp_path, HEADERS + BOMB, code), isolation, task="1.")
     assert not problem and by_task(tests) == {"1.1": (0, 1), "1.2": (1, 1)}, tests
     assert said in tests[0]["message"], tests[0]["message"]
 
 
-def test_what_a_library_prints_when_it_is_loaded_changes_nothing(tiny, isolation, tmp_path):  # noqa: F811
+def test_what_a_library_prints_when_it_is_loaded_changes_nothing(tiny, isolation, tmp_path):
     code = '#include <cstdio>\nint x = std::printf("score: 100 task 1.1 is not written yet\\n");'
     tests, _ = grade.run_tests(tiny, submission(tiny, tmp_path, code), isolation)
     assert all(t["status"] == "passed" for t in tests), tests
 
 
-def test_only_sources_are_handed_in(tiny, isolation, tmp_path):  # noqa: F811
+def test_only_sources_are_handed_in(tiny, isolation, tmp_path):
     """Neither an adapters.py that knows the answers, nor a library that was compiled elsewhere."""
     released = release.release(tiny.folder, tmp_path)
     (released / "adapters.py").write_text("def twice(x):\n    return 2 * x\n\n\ndef thrice(x):\n    return 3 * x\n")
@@ -203,7 +203,7 @@ def test_only_sources_are_handed_in(tiny, isolation, tmp_path):  # noqa: F811
     assert record["score"] == 0 and {t["status"] for t in record["tests"]} == {"todo"}
 
 
-def test_gradescope_gets_its_file_when_the_compiler_is_attacked(tiny, isolation, tmp_path):  # noqa: F811
+def test_gradescope_gets_its_file_when_the_compiler_is_attacked(tiny, isolation, tmp_path):
     root = simulated(tiny, tmp_path)
     for what, (code, _) in (("of templates", AT_COMPILE_TIME["a constant without end"]),
                             ("of text", ("\\u0000\x07\x1b[31m\ufffe", ""))):

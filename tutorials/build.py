@@ -18,6 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from minigpt.bench.machine import cpuinfo
+from minigpt.files.atomic import atomic_write
 
 FOLDER = Path(__file__).resolve().parent
 SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
@@ -48,10 +49,8 @@ def build(path):
     took = time.perf_counter() - start
     processor = cpuinfo().get("model name", platform.machine())
     notebook.cells[0].source += f"\n\n*All cells took {took:.0f} s on {os.cpu_count()} cores ({processor}).*"
-    text = nbformat.writes(notebook) + "\n"
-    beside = path.with_suffix(".ipynb.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path.with_suffix(".ipynb"))
+    with atomic_write(path.with_suffix(".ipynb")) as file:
+        file.write((nbformat.writes(notebook) + "\n").encode())
     return took
 
 

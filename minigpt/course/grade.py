@@ -72,7 +72,7 @@ def grade(assignment, submission, isolation, student="", secret=""):
 
 
 def total(assignment) -> int:
-    """The points of all tests, told by pytest's own list of them."""
+    """The points of all tests."""
     return sum(points(assignment).values())
 
 
