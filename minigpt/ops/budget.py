@@ -122,8 +122,9 @@ class Verdict:
         return self.share <= 1
 
     def __str__(self):
+        used = "" if self.share != self.share else f": {100 * self.share:.3g} % of the error budget"         # NaN: none
         return (f"{self.op}: {self.output}{list(self.index)} is {self.got:.9g}, expected {self.expected:.9g} "
-                f"+- {self.allowed:.2g}: {100 * self.share:.3g} % of the error budget")
+                f"+- {self.allowed:.2g}{used}")
 
 
 def budget(op, arguments):
