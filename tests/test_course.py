@@ -224,6 +224,7 @@ def test_what_else_lies_in_a_submission_is_not_read(tmp_path):
     for submission in (folder, tmp_path / "of.zip"):
         files = grade.files_of(Assignment.load(A1), submission)
         assert set(files) == expected and files["adapters.py"] == (A1 / "adapters.py").read_bytes()
+    shutil.rmtree(folder / ".git")
     (folder / "adapters.py").rename(folder / "student" / "adapters.py")
     (folder / "student").rename(folder / "one by one")
     assert set(grade.files_of(Assignment.load(A1), folder)) == expected

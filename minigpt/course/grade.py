@@ -120,11 +120,11 @@ def files_of(assignment, submission):
 
 def chosen(assignment, found):
     """files_of() of {name: function that reads it}. The folder of student/ is the one nearest to the top. Where there
-    is none, the files were handed in one by one, and their names tell where they belong."""
+    is none, the files were handed in one by one, and belong there."""
     paths = {PurePosixPath(name): read for name, read in found.items()}
     if not any("student" in path.parts for path in paths):
-        places = {PurePosixPath(name).name: PurePosixPath(name) for name in ("adapters.py", *assignment.files)}
-        paths = {places.get(path.name, path): read for path, read in paths.items()}
+        paths = {PurePosixPath("student" * (path.name != "adapters.py"), path.name): read
+                 for path, read in paths.items()}
     roots = {folder.parent for path in paths for folder in (path, *path.parents)
              if folder.name in ("adapters.py", "student")}
     root = min(roots, key=lambda path: (len(path.parts), path), default=PurePosixPath("."))
