@@ -67,6 +67,7 @@ def test_a5_cuts_texts_as_gpt_does(ours, theirs, monkeypatch):
 
 
 SHORT = """
+import sys
 from given import ablations, corpus
 text, validation = corpus.load()
 corpus.load = lambda: (text, validation[:100])
@@ -77,6 +78,10 @@ for arm in ablations.ARMS:
     assert changed["loss"] != before["loss"] and changed["validation"] != before["validation"], arm
 assert ablations.run("baseline") == before, "an arm has left something behind"
 ablations.main()
+written = ablations.RESULTS.read_text()
+sys.argv[1:] = ["baseline", "--seed", "2"]
+ablations.main()
+assert ablations.RESULTS.read_text() == written, "what is graded is of another seed"
 """
 
 
@@ -88,6 +93,8 @@ def test_the_ablations_of_a4(tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| no_positions | " in done.stdout and "0 s left" in done.stdout
+    first, second = (line for line in done.stdout.splitlines() if line.startswith("| baseline"))
+    assert first != second, "another seed changes nothing"
     results = json.loads((tmp_path / "a4" / "student" / "results.json").read_text())
     assert list(results) == ["baseline", "no_positions", "no_warmup"] and len(results["baseline"]["loss"]) == 6
     assert (tmp_path / "a4" / "student" / "results.png").read_bytes().startswith(b"\x89PNG")

@@ -6,14 +6,17 @@ A3's are tried in test_course.py.
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 
+import numpy as np
 import pytest
 from test_course import by_task, results, simulated
 
 from minigpt import cli
-from minigpt.course import builder, grade, release, sanitizers
+from minigpt.course import builder, grade, judging, release, sanitizers
 from minigpt.course.assignment import Assignment
+from minigpt.course.process import Failed
 
 try:
     builder.compiler()
@@ -250,6 +253,13 @@ def test_the_words_of_the_sanitizers():
         ("nothing of the kind", ""),
     ]:
         assert sanitizers.finding(text) == wanted
+
+
+@pytest.mark.parametrize("result, message", [(np.zeros(3), "0 everywhere"), (np.array([1, np.nan]), "element \\[1\\]")])
+def test_results_that_nobody_computed(result, message):
+    adapters = types.SimpleNamespace(f=lambda: result)
+    with pytest.raises(Failed, match=message):
+        judging.writes_all(adapters, "f")
 
 
 def test_the_bundle_holds_no_solution(tiny, tmp_path):
