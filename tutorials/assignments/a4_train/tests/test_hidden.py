@@ -139,6 +139,9 @@ def test_batch_from_everywhere(adapters, rng):
     """Of three places, all come in 300 rows, but for once in 10^50 times."""
     inputs, targets = as_tuple("batch", ("inputs", "targets"), adapters.batch(
         tokens=np.arange(10), batch_size=300, block_size=7, seed=int(rng.integers(1000))))
+    for output, x in (("inputs", inputs), ("targets", targets)):
+        if np.shape(x) != (300, 7) or not isinstance(x, np.ndarray):
+            raise Failed(f"batch: {output} is {type(x).__name__} of shape {np.shape(x)}, must be an array of (300, 7)")
     equals("batch: the places where rows begin", sorted(set(inputs[:, 0].tolist())), [0, 1, 2])
     equals("batch: the last targets", sorted(set(targets[:, -1].tolist())), [7, 8, 9])
     counts = np.bincount(inputs[:, 0], minlength=3)
