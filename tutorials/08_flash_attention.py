@@ -725,9 +725,9 @@ for kernel in ops.kernels["attention_backward"]:
 # much larger than the caches).
 
 # %%
-rounds, large = 1 << 20, np.ones(1 << 25, np.float32)
-peak = ops._C.limit_fma(1) * rounds / seconds(ops._C.limit_fma, rounds) / 1e9
-bandwidth = large.nbytes / seconds(ops._C.limit_read, large) / 1e9
+rounds, large = 1 << 23, np.ones(1 << 25, np.float32)
+peak = ops._C.limit_fma(1) * rounds / seconds(ops._C.limit_fma, rounds, repeats=10) / 1e9
+bandwidth = large.nbytes / seconds(ops._C.limit_read, large, repeats=20) / 1e9
 print(f"{ops.num_threads()} threads, {peak:.0f} GFLOP/s, {bandwidth:.0f} GB/s")
 for name, rates in (("forward", forward), ("backward", backward)):
     for kernel, rate in rates.items():

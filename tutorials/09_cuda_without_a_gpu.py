@@ -769,7 +769,8 @@ for (name, (bandwidth, float32, tensor)), colour in zip(GPUS.items(), (BLUE, GRE
 for name, value in intensity.items():
     roof = min(67e12, value * 3.35e12) / 1e12
     plt.plot(value, roof, "o", color=RED)
-    plt.annotate(name, (value, roof), xytext=(-7, 4), textcoords="offset points", ha="right", fontsize=8)
+    beside, side = ((-7, 4), "right") if value < 10 else ((7, 4), "left")          # not on a tensor core's line
+    plt.annotate(name, (value, roof), xytext=beside, textcoords="offset points", ha=side, fontsize=8)
 plt.xlabel("FLOPs a byte"), plt.ylabel("at most, TFLOP/s"), plt.legend(loc="upper left")
 plt.title("Rooflines (dashed: tensor cores), and where our kernels stand on that of an H100"), plt.grid(alpha=0.3)
 plt.show()
